@@ -1,0 +1,248 @@
+"""Reading a table: arrays, tensors, frames and files become float64 values in which NaN means missing.
+
+What is not a table of numbers is refused in one sentence that names the place and the remedy; nothing is guessed or dropped silently.
+"""
+
+import csv
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas.api import types
+
+from ppvae.messages import few, unknown
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers in rows and columns.
+
+    values: (N, D) float64, NaN where missing.  columns: D names, all different.
+    index: the row labels that a frame or file gave, or None.  image_shape: (H, W) where the source was N pictures, D = H W.
+    """
+
+    values: np.ndarray
+    columns: tuple[str, ...]
+    index: pd.Index | None = None
+    image_shape: tuple[int, int] | None = None
+
+
+def read_table(source, columns: Sequence[str] | None = None) -> Table:
+    """The table in `source`: an array, nested list or tensor of shape (N, D), (N,) or (N, H, W), a pandas or polars frame, or the path of
+    a .csv, .npy or .parquet file.
+
+    columns: where the source has names, those to take, in this order; where it has none (an array), the names to give.
+
+    None, NA, null, NaN and empty fields mean missing. Booleans count as 0 and 1. A .csv whose first row holds only numbers has no header:
+    its columns are called x0, x1, ...; a first column without a name holds row labels.
+
+    Raises ValueError for a file that is missing, empty or not a table, for columns that are not real numbers, for inf, and for a table
+    without rows or columns, with columns of the same name, or of another number of dimensions.
+
+    >>> table = read_table([[1, None], [3, 4.5]], columns=["a", "b"])
+    >>> table.columns, table.values.tolist()
+    (('a', 'b'), [[1.0, nan], [3.0, 4.5]])
+    """
+    where = "the table"
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        where, source = path.name, _read_file(path)
+    frame = _as_frame(source)
+    if frame is None:
+        return _from_array(_as_array(source, where), columns, where)
+    return _from_frame(frame, columns, where)
+
+
+def _from_frame(frame: pd.DataFrame, columns: Sequence[str] | None, where: str) -> Table:
+    numbered = frame.columns.tolist() == list(range(len(frame.columns)))
+    names = [f"x{i}" for i in frame.columns] if numbered else [str(c) for c in frame.columns]
+    _check_names(names, where)
+    if columns is not None:
+        for column in columns:
+            if column not in names:
+                raise unknown("column", column, names)
+        frame, names = frame.iloc[:, [names.index(c) for c in columns]], list(columns)
+        _check_names(names, where)
+    _check_size(frame.shape, where)
+    _check_numeric(frame, names, where)
+    values = np.column_stack([_numbers(frame.iloc[:, i]) for i in range(len(names))])
+    return Table(_finite(values, names, where), tuple(names), frame.index)
+
+
+def _from_array(array: np.ndarray, columns: Sequence[str] | None, where: str) -> Table:
+    if array.ndim not in (1, 2, 3):
+        raise ValueError(
+            f"{where} has shape {array.shape}: give rows x features (N, D), one feature (N,) or grey pictures (N, height, width)"
+        )
+    image_shape = (array.shape[1], array.shape[2]) if array.ndim == 3 else None
+    _check_size(array.shape, where)
+    values = array.reshape(len(array), -1)
+    if columns is not None:
+        names = [str(c) for c in columns]
+    elif image_shape:
+        names = [f"pixel_{row}_{column}" for row in range(image_shape[0]) for column in range(image_shape[1])]
+    else:
+        names = [f"x{i}" for i in range(values.shape[1])]
+    if len(names) != values.shape[1]:
+        raise ValueError(f"{where} has {values.shape[1]} columns without names and {len(names)} names were given: give one name to each")
+    _check_names(names, where)
+    if values.dtype.kind not in "biuf":
+        frame = pd.DataFrame(values)
+        _check_numeric(frame, names, where)
+        values = np.column_stack([_numbers(frame[i]) for i in range(len(names))])
+    return Table(_finite(values.astype(np.float64), names, where), tuple(names), image_shape=image_shape)
+
+
+# --- what a source is ---------------------------------------------------------------------------------------------------------------
+
+
+def _as_frame(source) -> pd.DataFrame | None:
+    """The pandas frame that `source` is or amounts to; None for what is not a frame."""
+    if isinstance(source, pd.DataFrame):
+        return source
+    if isinstance(source, np.ndarray) and source.dtype.names:
+        return pd.DataFrame(source)
+    if isinstance(source, pd.Series):
+        return source.to_frame("x0" if source.name is None else source.name)
+    polars = sys.modules.get("polars")  # whoever holds a polars frame has imported polars
+    if polars and isinstance(source, polars.Series):
+        source = source.to_frame(source.name or "x0")
+    if polars and isinstance(source, polars.DataFrame):
+        return pd.DataFrame({name: source[name].to_numpy() for name in source.columns})
+    return None
+
+
+def _as_array(source, where: str) -> np.ndarray:
+    if hasattr(source, "detach"):  # a torch tensor
+        source = source.detach().cpu()
+        source = source.double() if source.is_floating_point() else source  # numpy has no bfloat16
+    if isinstance(source, np.ma.MaskedArray):
+        return source.astype(np.float64).filled(np.nan)
+    try:
+        array = np.asarray(source)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the rows of {where} differ in length: give each the same number of values, NaN where one is missing") from error
+    if array.ndim == 0:
+        raise ValueError(f"cannot read a {type(source).__name__} as a table: give an array, a frame or the path of a file")
+    return array
+
+
+def _read_file(path: Path) -> pd.DataFrame | np.ndarray:
+    readers: dict[str, Callable[[Path], pd.DataFrame | np.ndarray]] = {
+        ".csv": _read_csv,
+        ".npy": _read_npy,
+        ".parquet": _read_parquet,
+    }
+    if not path.exists():
+        raise ValueError(f"no such file: {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the path of one {', '.join(readers)} file")
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"cannot read {path.name}: save the table as {', '.join(readers)}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path.name} is empty")
+    try:
+        return reader(path)
+    except (ValueError, EOFError, OSError, csv.Error) as error:
+        reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ").rstrip(".")
+        raise ValueError(f"{path.name} cannot be read as a {path.suffix.lower()} table: {reason}") from error
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = (row for row in csv.reader(file, skipinitialspace=True) if row)
+        first, second = next(rows, [""]), next(rows, [])
+    if len(second) > len(first):  # pandas would take the first fields for row labels
+        raise ValueError(f"its first row has {len(first)} fields and the next one {len(second)}")
+    header = _is_header(first)
+    if header:
+        _check_names([name for name in first if name], "its header")
+    labelled = header and first[0] == ""
+    return pd.read_csv(path, header=0 if header else None, index_col=0 if labelled else None, skipinitialspace=True, low_memory=False)
+
+
+def _is_header(first: list[str]) -> bool:
+    """Whether the first row of a .csv holds names: any word, or the plain count 0, 1, 2, ... that pandas writes for an unnamed frame."""
+    counted = [str(i) for i in range(len(first))]
+    if first[0] == "" and first[1:] == counted[:-1] or len(first) > 2 and first == counted:
+        return True
+    return not all(_is_number(field) for field in first)
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field or "nan")
+    except ValueError:
+        return False
+    return True
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError("it is damaged, or holds Python objects; save an array of numbers with numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it holds several arrays; save one of them with numpy.save")
+    return array
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except ImportError as error:
+        raise ValueError("pandas needs pyarrow for it: pip install pyarrow") from error
+
+
+# --- what a table must be -----------------------------------------------------------------------------------------------------------
+
+
+def _check_size(shape: tuple[int, ...], where: str) -> None:
+    if shape[0] == 0:
+        raise ValueError(f"{where} has no rows")
+    if 0 in shape:
+        raise ValueError(f"{where} has no columns")
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{where} has more than one column called {few(twice)}: give each its own name")
+
+
+def _check_numeric(frame: pd.DataFrame, names: Sequence[str], where: str) -> None:
+    """Refuse columns of text, dates, categories, complex numbers or mixed objects, by name and with an example."""
+    bad = [i for i in range(len(names)) if not _is_numeric(frame.iloc[:, i])]
+    if bad:
+        values = frame.iloc[:, bad[0]].dropna()
+        example = next((value for value in values if not _is_number(str(value))), values.iloc[0])
+        raise ValueError(
+            f"{where} has something other than real numbers in {few(names[i] for i in bad)} (such as {str(example)!r}): "
+            "encode it as numbers, leave missing values empty, or name the columns to take (columns=, --columns)"
+        )
+
+
+def _is_numeric(column: pd.Series) -> bool:
+    if types.is_object_dtype(column.dtype):  # Python's own objects: numbers and None, or text
+        kind = types.infer_dtype(column, skipna=True)
+        return kind in {"integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty"}
+    return types.is_numeric_dtype(column.dtype) and not types.is_complex_dtype(column.dtype)
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    if types.is_object_dtype(column.dtype):
+        column = column.where(column.notna(), np.nan)
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _finite(values: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
+    rows, columns = np.nonzero(np.isinf(values))
+    if rows.size:
+        inf = [names[i] for i in sorted(set(columns.tolist()))]
+        raise ValueError(f"{where} holds inf in {few(inf)} (first in row {rows[0]}, counting from 0): correct it, or write NaN where the value is missing")
+    return values
