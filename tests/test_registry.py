@@ -1,0 +1,128 @@
+"""Words become models, methods and their options."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+import ppvae
+from ppvae import registry
+from ppvae.options import configured, pairs
+
+MODEL = '''
+from dataclasses import dataclass
+import ppvae
+
+@dataclass(frozen=True)
+class Banana(ppvae.Model):
+    bend: float = 1.0
+'''
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int
+    rate: float = 0.1
+    covers: bool = False
+    hidden: tuple[int, ...] = (64,)
+    betas: tuple[float, float] = (0.9, 0.99)
+    speed: Literal["slow", "fast"] | None = None
+    limit: int | None = None
+    word: str = "a"
+
+
+def test_text_is_read_by_the_type_of_the_field():
+    words = pairs(["size=1e4", "rate=1e-3", "covers=yes", "hidden=64,32", "betas=(0.5, 0.9)", "speed=fast", "limit=none", "word=3"])
+    assert configured(Config, words) == Config(10_000, 1e-3, True, (64, 32), (0.5, 0.9), "fast", None, "3")
+    assert configured(Config, {"size": 2, "hidden": [8, 4], "limit": "5"}) == Config(2, hidden=(8, 4), limit=5)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["size=two"], "config: size must be a whole number, not 'two'"),
+        (["size=1.5"], "config: size must be a whole number, not '1.5'"),
+        (["size=nan"], "config: size must be a whole number, not 'nan'"),
+        (["size=inf"], "config: size must be a whole number, not 'inf'"),
+        (["size=1", "covers=2"], "config: covers must be true or false, not '2'"),
+        (["size=1", "hidden=a,b"], "config: hidden must be whole numbers with commas between, not 'a,b'"),
+        (["size=1", "betas=0.9"], "config: betas must be numbers with commas between, not '0.9'"),
+        (["size=1", "speed=fats"], "config: speed must be slow or fast or none, not 'fats'"),
+        (["size=1", "sped=fast"], "unknown config option 'sped': did you mean 'speed'"),
+        (["rate=1"], "config needs a value for size"),
+        (["size"], "cannot read the option 'size': write it as name=value"),
+        (["size="], "cannot read the option 'size='"),
+        (["size=1", "size=2"], "the option size is given twice"),
+    ],
+)
+def test_a_wrong_option_says_what_is_right(words, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        configured(Config, pairs(words))
+
+
+def test_every_model_file_is_found_and_loads():
+    for name, entry in registry.models().items():
+        model = ppvae.load_model(name)
+        assert model.name == name
+        assert registry.source_of(model) == name
+        assert type(model).__name__ == entry.class_name
+        assert entry.summary
+        for field in type(model).__dataclass_fields__:
+            assert f"{field}=" in entry.options
+
+
+def test_every_method_is_found_and_loads():
+    assert {"em", "svi", "closedform"} <= set(registry.methods())
+    for name in registry.methods():
+        registry.load_method(name)
+    em, svi = registry.load_methods("EM:acceleration=squarem:tolerance=1e-7, svi:steps=10")
+    assert (em.acceleration, em.tolerance, svi.steps) == ("squarem", 1e-7, 10)
+    assert type(registry.load_method("closed_form")).__name__ == "ClosedForm"
+    with pytest.raises(ValueError, match="unknown method 'emm': did you mean 'em'"):
+        registry.load_methods("emm")
+    with pytest.raises(ValueError, match="unknown svi option 'stepps': did you mean 'steps'"):
+        registry.load_methods("svi:stepps=3")
+
+
+def test_unknown_models_and_options_get_the_nearest_names():
+    with pytest.raises(ValueError, match="unknown model 'gmn': did you mean 'gmm'"):
+        ppvae.load_model("gmn")
+    with pytest.raises(ValueError, match="unknown ppca option 'n_latent': did you mean 'n_latents'"):
+        ppvae.load_model("ppca", n_latent=2)
+
+
+def test_a_model_from_a_file(tmp_path):
+    path = tmp_path / "my-model.py"
+    path.write_text(MODEL)
+    model = ppvae.load_model(str(path), bend="2")
+    assert (model.name, model.bend) == ("banana", 2.0)
+    assert registry.source_of(model) == f"{path}:Banana"
+    assert ppvae.load_model(f"{path}:Banana").bend == 1.0
+    with pytest.raises(ValueError, match="unknown model 'Banan': did you mean 'Banana'"):
+        ppvae.load_model(f"{path}:Banan")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("x = 1\n", "defines no model: write a dataclass"),
+        ("class Broken(:\n", r"is not valid Python: .*line 1"),
+        (MODEL + MODEL.replace("Banana", "Pear"), "defines several models: name one of them, .*:Banana"),
+    ],
+)
+def test_a_file_without_one_model_is_refused(tmp_path, text, sentence):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        ppvae.load_model(str(tmp_path / "mine.py"))
+
+
+def test_a_missing_model_file_is_refused():
+    with pytest.raises(ValueError, match=r"no such model file: none\.py"):
+        ppvae.load_model("none.py:Name")
+
+
+def test_names_are_listed_without_torch():
+    look = "import sys; from ppvae import datasets, registry; registry.models(), registry.methods(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", look], check=True)

@@ -1,0 +1,150 @@
+"""Whatever holds a table becomes the same numbers, and whatever is no table is refused by name."""
+
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+
+from ppvae.tables import read_table
+
+nan = float("nan")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        [[1, 2.5], [0, None]],
+        np.array([[1, 2.5], [0, nan]]),
+        np.ma.masked_array([[1, 2.5], [0, 7]], mask=[[False, False], [False, True]]),
+        np.array([(1, 2.5), (0, nan)], dtype=[("a", int), ("b", float)]),
+        torch.tensor([[1, 2.5], [0, nan]], dtype=torch.bfloat16, requires_grad=True),
+        pd.DataFrame({"a": [True, False], "b": [2.5, None]}),
+        pd.DataFrame({"a": pd.array([1, 0], "Int64"), "b": pd.array([2.5, None], "Float64")}),
+        pd.DataFrame({"a": [1, 0], "b": [Decimal("2.5"), pd.NA]}),
+        pl.DataFrame({"a": [True, False], "b": [2.5, None]}),
+        pl.DataFrame({"a": [1, 0], "b": [Decimal("2.5"), None]}),
+    ],
+    ids=lambda source: f"{type(source).__module__}.{type(source).__name__}",
+)
+def test_the_same_table_from_every_container(source):
+    table = read_table(source)
+    np.testing.assert_array_equal(table.values, [[1, 2.5], [0, nan]])
+    assert table.values.dtype == np.float64
+    assert table.columns in {("a", "b"), ("x0", "x1")}
+
+
+def test_vectors_become_one_feature_and_pictures_rows():
+    assert read_table(np.arange(3)).values.shape == (3, 1)
+    assert read_table(pd.Series([1, 2], name="wait")).columns == ("wait",)
+    assert read_table(pl.Series([1, 2])).columns == ("x0",)
+    pictures = read_table(np.arange(12).reshape(2, 3, 2))
+    assert pictures.image_shape == (3, 2)
+    assert pictures.columns[:3] == ("pixel_0_0", "pixel_0_1", "pixel_1_0")
+    np.testing.assert_array_equal(pictures.values[1], np.arange(6, 12))
+
+
+def test_columns_name_an_array_and_choose_from_a_frame():
+    assert read_table(np.eye(2), columns=["a", "b"]).columns == ("a", "b")
+    chosen = read_table(pd.DataFrame({"a": [1], "b": ["text"], "c": [3]}, index=["row"]), columns=["c", "a"])
+    assert chosen.columns == ("c", "a")
+    assert chosen.values.tolist() == [[3, 1]]
+    assert list(chosen.index) == ["row"]
+    with pytest.raises(ValueError, match="2 columns without names and 1 names"):
+        read_table(np.eye(2), columns=["a"])
+    with pytest.raises(ValueError, match="unknown column 'bb'.*did you mean 'b'"):
+        read_table(pd.DataFrame({"a": [1], "b": [2]}), columns=["bb"])
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ([[1, 2], [3]], "rows of the table differ in length"),
+        ([["1", 2]], "other than real numbers in x0"),
+        (pd.DataFrame({"kind": ["1", "x"], "n": [1, 2]}), "in kind .such as 'x'.*--columns"),
+        (pd.DataFrame({"day": pd.to_datetime(["2020-01-01"])}), "other than real numbers in day"),
+        (pd.DataFrame({"kind": pd.Categorical(["a"])}), "other than real numbers in kind"),
+        (pl.DataFrame({"kind": ["a", None]}), "other than real numbers in kind"),
+        (np.ones(2) * 1j, "other than real numbers in x0"),
+        (torch.ones(2) * 1j, "other than real numbers in x0"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "more than one column called a"),
+        ([[1, 2], [-np.inf, 3]], "inf in x0 .first in row 1.*NaN"),
+        (np.zeros((0, 2)), "no rows"),
+        (np.zeros((2, 0)), "no columns"),
+        (np.zeros((2, 2, 2, 2)), r"shape \(2, 2, 2, 2\)"),
+        ({"a": 1}, "cannot read a dict"),
+    ],
+)
+def test_what_is_no_table_is_refused(source, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        read_table(source)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "values"),
+    [
+        ("a,b\n1,2\n3,NA\n", ("a", "b"), [[1, 2], [3, nan]]),
+        ("a, b\n1, 2\n3, \n", ("a", "b"), [[1, 2], [3, nan]]),
+        ("\ufeffa,b\n1,2\n3,\n", ("a", "b"), [[1, 2], [3, nan]]),
+        ("1,2\n3,\n", ("x0", "x1"), [[1, 2], [3, nan]]),
+        (",a,b\nrow,1,2\nother,3,\n", ("a", "b"), [[1, 2], [3, nan]]),
+        (",0,1\n0,1,2\n1,3,\n", ("0", "1"), [[1, 2], [3, nan]]),
+        ("0,1,2\n1,2,5\n", ("0", "1", "2"), [[1, 2, 5]]),
+    ],
+    ids=["header", "spaces", "byte-order mark", "no header", "row labels", "pandas' own", "pandas' own, no index"],
+)
+def test_a_csv_with_and_without_header(tmp_path, text, columns, values):
+    path = tmp_path / "table.csv"
+    path.write_text(text, encoding="utf-8")
+    table = read_table(path)
+    assert table.columns == columns
+    np.testing.assert_array_equal(table.values, values)
+
+
+def test_npy_and_parquet(tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(2))
+    assert read_table(str(tmp_path / "a.npy")).values.tolist() == [[1, 0], [0, 1]]
+    pd.DataFrame({"a": [1, None]}, index=["p", "q"]).to_parquet(tmp_path / "a.parquet")
+    table = read_table(tmp_path / "a.parquet")
+    np.testing.assert_array_equal(table.values, [[1], [nan]])
+    assert list(table.index) == ["p", "q"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.csv", b"", "a.csv is empty"),
+        ("a.csv", b"\n\n", "a.csv cannot be read"),
+        ("a.csv", b"a,b\n", "a.csv has no rows"),
+        ("a.csv", b"a,a\n1,2\n", "more than one column called a"),
+        ("a.csv", b"a,b\n1,2,3\n", "first row has 2 fields and the next one 3"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.csv", b"a;b\n1;2\n", "other than real numbers in a;b"),
+        ("a.csv", b"a,b\n1,?\n", r"in b \(such as '\?'\)"),
+        ("a.csv", b"a,b\n1,-inf\n", "inf in b"),
+        ("a.csv", b"\x89PNG\x00\xff", "a.csv cannot be read as a .csv table"),
+        ("a.npy", b"hello", "a.npy cannot be read as a .npy table"),
+        ("a.parquet", b"hello", "a.parquet cannot be read as a .parquet table"),
+        ("a.xlsx", b"hello", "save the table as .csv, .npy, .parquet"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        read_table(tmp_path / name)
+
+
+def test_missing_files_folders_and_pickles_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        read_table(tmp_path / "none.csv")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_table(tmp_path)
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="Python objects"):
+        read_table(tmp_path / "objects.npy")
+    np.savez(tmp_path / "several", np.eye(2))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    with pytest.raises(ValueError, match="several arrays"):
+        read_table(tmp_path / "several.npy")
