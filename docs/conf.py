@@ -1,0 +1,43 @@
+"""Sphinx: Markdown pages, run while they are built, and a reference drawn from the docstrings."""
+
+from importlib.metadata import version as installed
+
+project = "ppvae"
+author = "the ppvae authors"
+copyright = f"2026, {author}"
+version = release = installed("ppvae")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "ppvae"
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+default_role = "literal"  # docstrings write `name`, as Markdown does
+
+
+def as_markup(app, what, name, obj, options, lines: list[str]) -> None:
+    """Docstrings are laid out for the eye: an indented block is an equation to keep as it stands, other indented lines carry on the line above."""
+    kept: list[str] = []
+    literal = False
+    for line in lines:
+        indented = line.startswith("    ")
+        if indented and not literal and kept and not kept[-1]:
+            kept += ["::", ""]
+            literal = True
+        elif line and not indented:
+            literal = False
+        kept.append(line if literal or line.startswith((">>>", "...")) else line.lstrip() if indented else line)
+    lines[:] = kept
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", as_markup)
