@@ -1,0 +1,115 @@
+"""Sections on one fit: pictures of it, its parameters, its model."""
+
+import inspect
+from collections.abc import Iterator
+
+import numpy as np
+
+from ppvae.report import words
+from ppvae.report.blocks import Block, Code, Section, Table, Text, picture
+from ppvae.report.figures import fitted, images
+
+LARGEST = 150  # entries of a parameter that is printed in full
+MATRICES = 6  # of one parameter that are printed (a covariance for each component)
+
+
+def sections(fit, data) -> Iterator[Section]:
+    """What was fitted, and the model's own words."""
+    yield Section("fit", "What was fitted", [*_pictures(fit, data), *_parameters(fit, data)])
+    yield Section("model", "The model", list(_model(fit)))
+
+
+def _pictures(fit, data) -> Iterator[Block]:
+    yield Text(f"The fit shown here is that of {type(fit.method).__name__}, seed {fit.seed}.")
+    if data.image_shape is not None:
+        caption = "Above: rows of the data. Below each: what the model makes of it, with latents from the row's own posterior."
+        yield picture("Pictures of data above their reconstructions", caption, images.reconstructions(fit, data), kind="png")
+    if data.image_shape is not None and data.context is None:
+        drawn = images.samples(fit, 40, data.image_shape)
+        yield picture("Pictures drawn from the model", "New rows, drawn from the fitted model.", drawn, kind="png")
+    if data.image_shape is None and data.context is None:
+        yield picture(
+            f"The rows and the fitted density of {', '.join(data.columns[:4])}", _density_caption(data), fitted.density(fit, data)
+        )
+    if _has_latents(fit, data):
+        known = "" if data.labels is None else " Colours are the known classes, which the fit never saw."
+        caption = f"Each row at its posterior mean in latent space.{known}"
+        yield picture("The rows in latent space", caption, fitted.latent_space(fit, data))
+
+
+def _has_latents(fit, data) -> bool:
+    try:
+        fit.transform(data.take([0]))
+    except ValueError:  # how a fit says that its model has no continuous latents, or a guide that cannot be read
+        return False
+    return True
+
+
+def _density_caption(data) -> str:
+    if data.n_features == 1:
+        return "The data (grey, a histogram) and the fitted density."
+    if data.n_features == 2:
+        return "The rows, and contours around 50, 80 and 95 % of the fitted density. A right model has about so many rows inside."
+    return "Grey: the rows. Blue: as many new rows drawn from the fitted model. Where the two clouds differ, the model misses something."
+
+
+def _parameters(fit, data) -> Iterator[Block]:
+    values = {name: np.asarray(value) for name, value in fit.params.items()}
+    for name, value in values.items():
+        if name in fit.theta.names:
+            yield from _parameter(name.replace("_", " "), value, fit, data)
+    weights = [[name, _shape(v), words.plain(v.min()), words.plain(v.max())] for name, v in values.items() if name not in fit.theta.names]
+    if weights:
+        yield Table("Networks", ["weights", "shape", "least", "greatest"], weights)
+
+
+def _parameter(title: str, value: np.ndarray, fit, data) -> Iterator[Block]:
+    """One parameter as tables, one for each matrix of a stack."""
+    if value.ndim > 2:
+        for k, matrix in enumerate(value[:MATRICES]):
+            yield from _parameter(f"{title}, {k + 1}", matrix, fit, data)
+        if len(value) > MATRICES:
+            yield Text(f"{title}: {len(value) - MATRICES} more like these.")
+    elif value.size > LARGEST:
+        yield Text(f"{title}: {_shape(value)} numbers from {words.plain(value.min())} to {words.plain(value.max())}.")
+    elif value.ndim == 0:
+        yield Table(title, ["", "value"], [["", words.plain(value.item())]])
+    else:
+        columns = _axis(value, 1, fit, data) if value.ndim == 2 else ["value"]
+        numbers = value if value.ndim == 2 else value[:, None]
+        rows = [[name, *map(words.plain, row)] for name, row in zip(_axis(value, 0, fit, data), numbers, strict=True)]
+        yield Table(title, ["", *columns], rows)
+
+
+def _shape(value: np.ndarray) -> str:
+    return f" {words.TIMES} ".join(map(str, value.shape))
+
+
+def _axis(value: np.ndarray, axis: int, fit, data) -> list[str]:
+    """Names along an axis: the features' where the axis can only be that of the features, else 1, 2, ...
+
+    Of a square matrix the columns are features; so are the rows if it is symmetric (a covariance). A vector as long as the weights of a
+    mixture may be one number a component.
+    """
+    length = value.shape[axis]
+    numbered = [str(i + 1) for i in range(length)]
+    if length != data.n_features:
+        return numbered
+    if value.ndim == 1:
+        return numbered if length in _components(fit) else list(data.columns)
+    square = value.shape[0] == value.shape[1]
+    return numbered if axis == 0 and square and not np.allclose(value, value.T) else list(data.columns)
+
+
+def _components(fit) -> set[int]:
+    """The lengths of the parameters that are probabilities over components."""
+    return {len(v) for v in fit.params.values() if np.ndim(v) == 1 and np.isclose(np.sum(v), 1.0) and np.all(v >= 0)}
+
+
+def _model(fit) -> Iterator[Block]:
+    model = fit.model
+    yield Text(f"{model.describe()}, {words.count(fit.n_parameters, 'free parameter')}.")
+    module = inspect.getmodule(type(model))
+    story = (module and module.__doc__) or type(model).__doc__
+    if story:
+        yield Code(inspect.cleandoc(story))

@@ -1,0 +1,95 @@
+"""Sections on where the results come from: the data, the settings, the versions."""
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+
+from ppvae.report import words
+from ppvae.report.blocks import Block, Code, Section, Table, Text, picture
+from ppvae.report.figures import holes
+
+PACKAGES = ("ppvae", "torch", "pyro-ppl", "numpy")
+FEATURES = 60  # lines of the table of features
+
+
+def of_data(data) -> Section:
+    """Rows, features, and what is missing."""
+    return Section("data", "The data", list(_data(data)))
+
+
+def _data(data) -> Iterator[Block]:
+    entries, missing = data.observed.numel(), int((~data.observed).sum())
+    holes_said = f"{missing} of {entries} entries are missing ({missing / entries:.1%}); they are marginalised, never filled in"
+    size = f"{words.count(data.n_rows, 'row')}, {words.count(data.n_features, 'feature')}"
+    yield Text(f"{data.name}: {size}; {holes_said if missing else 'no entry is missing'}.")
+    if missing:
+        yield picture(
+            "Share missing in each feature, above the patterns of missing features",
+            "Above: the share of each feature that is missing. Below: which are missing together (dark), the most common pattern first.",
+            holes.missingness(data),
+        )
+    if data.image_shape is not None:
+        height, width = data.image_shape
+        span = f"from {words.plain(float(data.x.min()))} to {words.plain(float(data.x.max()))}"
+        yield Text(f"Each row is a picture of {height} {words.TIMES} {width} pixels with values {span}.")
+        return
+    described = data.frame().describe().T.iloc[:FEATURES]
+    rows = [
+        [str(name), f"{row['count']:.0f}", *(words.plain(row[c]) for c in ("mean", "std", "min", "max"))]
+        for name, row in described.iterrows()
+    ]
+    yield Table("Each feature over its observed entries", ["feature", "observed", "mean", "sd", "min", "max"], rows)
+
+
+def of_comparison(comparison) -> Section:
+    """Settings, Python lines and versions that make the comparison again."""
+    return Section("again", "To run it again", [_settings(comparison), Code(_lines(comparison)), _versions()])
+
+
+def of_versions() -> Section:
+    """The versions that made a report."""
+    return Section("again", "Versions", [_versions()])
+
+
+def _settings(comparison) -> Table:
+    model = comparison.model
+    rows = [["model", f"{type(model).__name__}({_arguments(model.config())})"]]
+    rows += [[method, f"{fit.method!r}, run by {fit.engine}"] for method, fit in _one_of_each(comparison).items()]
+    return Table("Settings", ["", "value"], rows, text=(0, 1))
+
+
+def _lines(comparison) -> str:
+    """Python that runs the comparison again."""
+    model, data = comparison.model, comparison.data
+    made = type(model).__name__
+    methods = [f"    ppvae.{fit.method!r}," for fit in _one_of_each(comparison).values()]
+    held = 0 if comparison.held_out is None else comparison.held_out.n_rows / (comparison.held_out.n_rows + data.n_rows)
+    seeds = comparison.table["seed"].nunique()
+    return "\n".join(
+        [
+            "import ppvae",
+            f"from {type(model).__module__} import {made}",
+            "",
+            f'data = ppvae.load_data("{data.name}")',
+            f"model = {made}({_arguments(model.config())})",
+            "methods = [",
+            *methods,
+            "]",
+            f"comparison = ppvae.compare(model, data, methods, seeds={seeds}" + (f", holdout={held:.4g})" if held else ")"),
+            'comparison.save("report.html")',
+        ]
+    )
+
+
+def _one_of_each(comparison) -> dict[str, object]:
+    """A fit by each method, by the method's name in the table."""
+    return dict(zip(comparison.table["method"], comparison.fits, strict=True))
+
+
+def _arguments(config: dict[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in config.items())
+
+
+def _versions() -> Table:
+    rows = [["python", platform.python_version()], *([name, version(name)] for name in PACKAGES)]
+    return Table("Versions", ["package", "version"], rows, text=(0, 1))

@@ -1,0 +1,161 @@
+"""What was fitted: the density over the data, and the latent space."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ppvae.data import Data
+from ppvae.report.figures import style
+
+SHARES = (0.95, 0.8, 0.5)  # of the fitted model's probability, inside the contours
+GRID = 70  # cells along an axis of the density grid
+MOST_FEATURES = 4  # in a scatter matrix
+
+
+def density(fit, data, seed: int = 0) -> Figure:
+    """The fitted density over the data.
+
+    One feature: its histogram under the density. Two: the rows, and contours that hold 50, 80 and 95 % of the fitted model's
+    probability (from `fit.log_likelihood` on a grid, in the data's units). More: up to four features, those that hang together most,
+    each against each: the rows in grey, as many new rows drawn from the model in colour.
+    Raises ValueError for data with a context (the density is another one for every row) and for images (see `samples`).
+    """
+    if data.context is not None:
+        raise ValueError("density: this fit is conditional on a context, so each row has a density of its own")
+    if data.image_shape is not None:
+        raise ValueError("density: these rows are images; draw samples(fit, n) or reconstructions(fit, data)")
+    if data.n_features == 1:
+        return _density_line(fit, data)
+    if data.n_features == 2:
+        return _density_contours(fit, data)
+    return _scatter_matrix(data, fit.sample(data.n_rows, seed=seed))
+
+
+def latent_space(fit, data) -> Figure:
+    """Where each row lies in latent space: its posterior mean, coloured by `data.labels` where classes are known.
+
+    Of more than two latents, the two whose posterior means vary most; of one, its histogram.
+    Raises ValueError where the model has no continuous latent variable.
+    """
+    z = np.asarray(fit.transform(data))
+    classes, member = _classes(data)
+    colours, markers = style.colours(classes), style.markers(classes)
+    figure, (ax,) = style.panels(1, 1, (5.0, 4.0))
+    if z.shape[1] == 1:
+        edges = np.histogram_bin_edges(z[:, 0], bins=40)
+        ax.hist([z[m, 0] for m in member], edges, stacked=True, color=[colours[c] for c in classes])
+        style.name_axes(ax, x="posterior mean of latent 1", y="rows")
+    else:
+        first, second = sorted(np.argsort(-z.var(0), kind="stable")[:2])
+        for name, rows in zip(classes, member, strict=True):
+            _points(ax, z[rows][:, [first, second]], colours[name], markers[name], pixels=len(z) > style.MANY_POINTS)
+        style.name_axes(ax, x=f"posterior mean of latent {first + 1}", y=f"posterior mean of latent {second + 1}")
+    if len(classes) > 1:
+        handles = [Line2D([], [], linestyle="", color=colours[c], marker=markers[c], markersize=5, label=c) for c in classes]
+        style.legend(figure, handles, columns=5)
+    return figure
+
+
+def _density_line(fit, data) -> Figure:
+    seen = data.numpy()[:, 0]
+    seen = seen[~np.isnan(seen)]
+    figure, (ax,) = style.panels(1, 1, (5.6, 3.4))
+    ax.hist(seen, bins="auto", density=True, color=style.DATA, alpha=0.6)
+    at = np.linspace(*_range(seen), 400)
+    ax.plot(at, np.exp(np.asarray(fit.log_likelihood(Data(at[:, None], columns=data.columns)))), color=style.MODEL, linewidth=1.8)
+    style.name_axes(ax, x=data.columns[0], y=f"density (1 / unit of {data.columns[0]})")
+    return figure
+
+
+def _density_contours(fit, data) -> Figure:
+    seen = data.numpy()
+    seen = seen[~np.isnan(seen).any(1)]
+    across, up = (np.linspace(*_range(seen[:, d]), GRID) for d in range(2))
+    cells = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
+    height = np.exp(np.asarray(fit.log_likelihood(Data(cells, columns=data.columns)), float)).reshape(GRID, GRID)
+    figure, (ax,) = style.panels(1, 1, (5.0, 4.0))
+    _points(ax, seen, style.DATA, "o", pixels=len(seen) > style.MANY_POINTS)
+    levels = _levels(height)
+    ax.contour(across, up, height, levels=levels, colors=style.MODEL, linewidths=(0.9, 1.3, 1.8)[-len(levels) :])
+    style.name_axes(ax, x=data.columns[0], y=data.columns[1])
+    style.legend(
+        figure,
+        [
+            Line2D([], [], linestyle="", marker="o", markersize=4, color=style.DATA, label="a row"),
+            Line2D([], [], color=style.MODEL, label=f"{', '.join(f'{s:.0%}' for s in SHARES)} of the fitted density"),
+        ],
+    )
+    return figure
+
+
+def _levels(height: np.ndarray) -> list[float]:
+    """The heights whose contours enclose SHARES of the volume, lowest first; equal ones once."""
+    falling = np.sort(height, axis=None)[::-1]
+    inside = np.cumsum(falling) / falling.sum()
+    return sorted({float(falling[np.searchsorted(inside, share)]) for share in SHARES})
+
+
+def _scatter_matrix(data, drawn: np.ndarray) -> Figure:
+    chosen = _hanging_together(data)
+    seen, n = data.numpy(), len(chosen)
+    pixels = len(seen) * n * (n - 1) / 2 > style.MANY_POINTS
+    figure, axes = style.panels(n * n, n, (1.75, 1.6))
+    for cell, ax in enumerate(axes):
+        row, column = divmod(cell, n)
+        i, j = chosen[row], chosen[column]
+        if column > row:
+            ax.set_axis_off()
+            continue
+        span = _range(seen[:, j])
+        ax.set_xlim(*span)
+        if row == column:
+            edges = np.linspace(*span, 24)
+            ax.hist(seen[:, j], edges, density=True, color=style.DATA, alpha=0.6)
+            ax.hist(drawn[:, j], edges, density=True, histtype="step", color=style.MODEL, linewidth=1.3)
+            ax.set_yticks([])
+        else:
+            ax.set_ylim(*_range(seen[:, i]))
+            _points(ax, seen[:, [j, i]], style.DATA, "o", size=9, pixels=pixels)
+            _points(ax, drawn[:, [j, i]], style.MODEL, "o", size=3, pixels=pixels)
+        first = column == 0 and row > 0
+        style.name_axes(ax, x=data.columns[j] if row == n - 1 else "", y=data.columns[i] if first else "")
+        ax.tick_params(labelbottom=row == n - 1, labelleft=first)
+    style.legend(
+        figure,
+        [
+            Line2D([], [], linestyle="", marker="o", markersize=5, color=style.DATA, label="a row"),
+            Line2D([], [], linestyle="", marker="o", markersize=3, color=style.MODEL, label="a row drawn from the fitted model"),
+        ],
+    )
+    return figure
+
+
+def _hanging_together(data) -> list[int]:
+    """The MOST_FEATURES features with the largest squared correlations with the others, in the table's order."""
+    if data.n_features <= MOST_FEATURES:
+        return list(range(data.n_features))
+    correlation = data.frame().corr(min_periods=3).fillna(0.0).to_numpy() ** 2
+    return sorted(np.argsort(-correlation.sum(0), kind="stable")[:MOST_FEATURES].tolist())
+
+
+def _points(ax: Axes, xy: np.ndarray, colour: str, marker: str, size: float = 14, pixels: bool = False) -> None:
+    ax.scatter(xy[:, 0], xy[:, 1], s=size, c=colour, marker=marker, alpha=0.75, linewidths=0, rasterized=pixels)
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """From a little below the least to a little above the greatest of the observed values."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    margin = 0.12 * (high - low) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _classes(data) -> tuple[Sequence[str], list[np.ndarray]]:
+    """The names of the known classes and, for each, which rows are in it; one class where none are known."""
+    if data.labels is None:
+        return ["all rows"], [np.ones(data.n_rows, bool)]
+    names = np.asarray(data.labels).astype(str)
+    classes = np.unique(names).tolist()
+    return classes, [names == c for c in classes]

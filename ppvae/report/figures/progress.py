@@ -1,0 +1,137 @@
+"""How the methods of a comparison arrived, and what each of them lost on the way."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from ppvae.report.figures import style
+
+FLOOR = 1e-6  # nats per row: two runs closer than this are drawn as equal
+POINTS = 250  # a curve is thinned to about so many points
+MANY_RUNS = 8  # the curves of more runs than this are drawn as pixels, so that a page stays small
+BARS = 12
+PARTS = {"parameters": "#334155", "approximation": "#8b9bb0", "amortization": "#d3dae3"}
+
+
+def convergence(comparison, columns: int = 2) -> Figure:
+    """Each run's way to the best log-likelihood, against steps and against seconds.
+
+    Thick: the log-likelihood, where the run logged it; thin: the ELBO, the run's own objective; a marker: the last step. The vertical
+    axis is the gap to the best final log-likelihood of the comparison (nats per row, logarithmic; gaps under 1e-6 are drawn as 1e-6).
+    Where no run logged an exact log-likelihood it is the ELBO itself (nats per row, linear), without the first tenth of the steps.
+    `columns`: panels side by side. Long histories are averaged over blocks of steps.
+    """
+    exact = logged(comparison)
+    best = _best(comparison) if exact else None
+    pixels = len(comparison.fits) > MANY_RUNS
+    figure, axes = style.panels(2, columns)
+    label = "gap to the best (nats per row)" if exact else "ELBO (nats per row)"
+    for ax, clock in zip(axes, ("step", "seconds"), strict=True):
+        bottom = [_curve(ax, fit.history, clock, colour, marker, best, pixels) for fit, colour, marker in _runs(comparison)]
+        ax.set_xscale("log")
+        if exact:
+            ax.set_yscale("log")
+            ax.set_ylim(bottom=FLOOR / 2)
+        elif np.isfinite(bottom).any():
+            ax.set_ylim(bottom=np.nanmin(bottom))
+        ax.grid(color=style.RULE, linewidth=0.6)
+        style.name_axes(ax, x="steps" if clock == "step" else "seconds", y=label)
+    methods = comparison.table["method"]
+    colours, markers = style.colours(methods), style.markers(methods)
+    style.legend(figure, [Line2D([], [], color=colours[m], marker=markers[m], markersize=4, label=m) for m in colours])
+    return figure
+
+
+def gaps(comparison) -> Figure:
+    """What each run lost against the best log-likelihood, split into parameters, approximation and amortization.
+
+    One bar a run (of more than 12 runs: one a method, the mean over its seeds), in nats per row, with a line of two standard errors
+    about its total. A part that came out negative (a Monte Carlo error, or parameters better than the reference's) is drawn to the left
+    of zero.
+    Raises ValueError where the comparison has no decomposition.
+    """
+    table = comparison.gaps
+    if not len(table):
+        raise ValueError("this comparison has no gaps to draw: none of its methods fitted a guide to a model with an exact answer")
+    table, names = _bars(table)
+    figure, (ax,) = style.panels(1, 1, (6.4, 1.1 + 0.3 * len(table)))
+    rows = np.arange(len(table))
+    right, left = np.zeros(len(table)), np.zeros(len(table))
+    for part, colour in PARTS.items():
+        width = table[part].fillna(0.0).to_numpy(float)
+        ax.barh(rows, width, left=np.where(width >= 0, right, left), color=colour, edgecolor="white", linewidth=0.6, height=0.62)
+        right, left = right + width.clip(min=0), left + width.clip(max=0)
+    ax.errorbar(table["total"], rows, xerr=2 * table["total_se"].fillna(0.0), fmt="none", ecolor=style.INK, elinewidth=1, capsize=2)
+    ax.axvline(0.0, color=style.MUTED, linewidth=0.8)
+    ax.set_yticks(rows, names)
+    ax.invert_yaxis()
+    ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
+    style.name_axes(ax, x="lost against the best log-likelihood (nats per row)")
+    style.legend(figure, [Patch(color=colour, label=part) for part, colour in PARTS.items()])
+    return figure
+
+
+def _bars(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The rows to draw and their names: every run where they are few, else the mean of each method's runs."""
+    if len(table) <= BARS:
+        return table, [f"{m}, seed {s}" for m, s in zip(table["method"], table["seed"], strict=True)]
+    methods = table.groupby("method", sort=False)
+    means = methods[[*PARTS, "total"]].mean().assign(total_se=methods["total_se"].agg(lambda se: np.sqrt((se**2).sum()) / len(se)))
+    return means, [f"{method}, {n} seeds" for method, n in methods.size().items()]
+
+
+def logged(comparison) -> bool:
+    """Whether some run logged exact log-likelihoods, so that gaps to the best can be drawn."""
+    return any(fit.history["log_likelihood"].notna().any() for fit in comparison.fits)
+
+
+def _runs(comparison) -> Iterator[tuple[object, str, str]]:
+    """(fit, colour, marker) of every run; the rows of the table are the fits, in their order."""
+    methods = comparison.table["method"]
+    colours, markers = style.colours(methods), style.markers(methods)
+    for fit, method in zip(comparison.fits, methods, strict=True):
+        yield fit, colours[method], markers[method]
+
+
+def _best(comparison) -> float:
+    """The highest log-likelihood that a run of the comparison ended with."""
+    last = [fit.history["log_likelihood"].dropna().to_numpy()[-1:] for fit in comparison.fits]
+    return float(np.nanmax(np.concatenate([comparison.table["log_likelihood"].to_numpy(float), *last]), initial=-np.inf))
+
+
+def _curve(ax: Axes, history, clock: str, colour: str, marker: str, best: float | None, pixels: bool) -> float:
+    """Draw one run; return the lowest value it takes after a tenth of its steps (of interest on a linear axis)."""
+    lowest = np.nan
+    for column, width, alpha in (("elbo", 0.9, 0.45), ("heldout_elbo", 0.9, 0.9), ("log_likelihood", 1.8, 0.9)):
+        known = history[history[column].notna() & (history[clock] > 0)]
+        if not len(known) or (best is not None and column == "heldout_elbo"):
+            continue
+        time, value = _thinned(known[clock].to_numpy(float)), _thinned(known[column].to_numpy(float))
+        if best is not None:
+            value = np.where(best - value > FLOOR, best - value, FLOOR if column == "log_likelihood" else np.nan)
+        dashes = "--" if column == "heldout_elbo" else "-"
+        ax.plot(time, value, dashes, rasterized=pixels, color=colour, linewidth=width, alpha=alpha, solid_capstyle="round")
+        ends = column == "log_likelihood" or (column == "elbo" and history["log_likelihood"].isna().all())
+        if ends:
+            ax.plot(time[-1:], value[-1:], marker, color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.6, zorder=3)
+        if column == "elbo":
+            lowest = float(np.nanmin(value[time >= 0.1 * time[-1]]))
+    return lowest
+
+
+def _thinned(values: np.ndarray) -> np.ndarray:
+    """Means over blocks that grow with the step, so that a curve looks the same on a logarithmic axis; the last point is kept.
+
+    >>> _thinned(np.arange(4.0))
+    array([0., 1., 2., 3.])
+    """
+    if len(values) <= POINTS:
+        return values
+    edges = np.unique(np.geomspace(1, len(values) - 1, POINTS).astype(int))
+    edges = np.concatenate([[0], edges])
+    return np.append(np.add.reduceat(values[:-1], edges[:-1]) / np.diff(edges), values[-1])
