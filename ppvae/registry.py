@@ -119,10 +119,11 @@ def source_of(model: "Model") -> str:
 
 
 def _find(kind: str, name: str, entries: dict[str, Entry]) -> Entry:
+    same = {key.replace("_", ""): entry for key, entry in entries.items()}
     key = name.lower().replace("_", "").replace("-", "")
-    if key not in entries:
+    if key not in same:
         raise unknown(kind, name, entries)
-    return entries[key]
+    return same[key]
 
 
 def _model_in(path: Path, name: str | None) -> type["Model"]:
@@ -157,7 +158,7 @@ def _model_in(path: Path, name: str | None) -> type["Model"]:
 
 @cache
 def _entries(package: str, base: str) -> dict[str, Entry]:
-    """The public classes in a package's files that inherit from `base`, directly or through one another, by lower-case name."""
+    """The public classes in a package's files that inherit from `base`, directly or through one another, by name: ClosedForm is "closed_form"."""
     spec = find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError(f"{package} is not installed: pip install -e . in the checkout")
@@ -184,7 +185,8 @@ def _entries(package: str, base: str) -> dict[str, Entry]:
         stem, tree, node = classes[name]
         about = tree if files.count(stem) == 1 else node  # a file with one story opens with it
         summary = (ast.get_docstring(about) or "").partition("\n")[0].rstrip(".")
-        found[name.lower()] = Entry(f"{package}.{stem}", name, summary, _options(ancestry))
+        spelled = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+        found[spelled] = Entry(f"{package}.{stem}", name, summary, _options(ancestry))
     return found
 
 

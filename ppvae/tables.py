@@ -1,4 +1,4 @@
-"""Reading a table: arrays, tensors, frames and files become float64 values in which NaN means missing.
+"""Reading a table: arrays, tensors, frames and files become float64 values in which NaN means missing; and writing one.
 
 What is not a table of numbers is refused in one sentence that names the place and the remedy; nothing is guessed or dropped silently.
 """
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,33 @@ def read_table(source, columns: Sequence[str] | None = None) -> Table:
     if frame is None:
         return _from_array(_as_array(source, where), columns, where)
     return _from_frame(frame, columns, where)
+
+
+def check_destination(path: Path) -> None:
+    """Raise ValueError for a place where `write_table` could not write a new file."""
+    if path.suffix.lower() not in (".csv", ".npy", ".parquet"):
+        raise ValueError(f"cannot write {path.name}: name a .csv, .npy or .parquet file")
+    if path.exists():
+        raise ValueError(f"{path} exists already: choose another name, or remove it first")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} in: make it first")
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame, without its index, to a new .csv, .npy or .parquet file: whole, or not at all.
+
+    Raises ValueError where `check_destination` does.
+    """
+    check_destination(path)
+    with TemporaryDirectory(dir=path.absolute().parent) as scratch:
+        made = Path(scratch) / path.name
+        if path.suffix.lower() == ".csv":
+            frame.to_csv(made, index=False)
+        elif path.suffix.lower() == ".npy":
+            np.save(made, frame.to_numpy())
+        else:
+            frame.to_parquet(made, index=False)
+        made.rename(path)
 
 
 def _from_frame(frame: pd.DataFrame, columns: Sequence[str] | None, where: str) -> Table:

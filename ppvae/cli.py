@@ -1,0 +1,387 @@
+"""The command line: the words of the Python interface, on tables in files. Everything heavy is imported by the command that needs it."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from ppvae.data import Data
+    from ppvae.inference.result import Fit
+    from ppvae.model import Model
+
+app = typer.Typer(
+    help="Fit a latent-variable model every way that it allows, and see how far each fit is from the truth.\n\n"
+    "\b\nExample:\n  ppvae compare gmm faithful --set n_components=2 --methods em,svi --seeds 3 --report report.html",
+    add_completion=False,
+    rich_markup_mode=None,  # plain help is twice as quick
+    pretty_exceptions_enable=False,
+)
+
+# --- the arguments, each described once ---------------------------------------------------------------------------------------------
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model (`ppvae models`), or your own: path/file.py[:Name].", show_default=False)]
+DataName = Annotated[
+    str, typer.Argument(metavar="DATA", help="A data set (`ppvae datasets`), or a .csv, .npy or .parquet file.", show_default=False)
+]
+Folder = Annotated[Path, typer.Argument(metavar="FIT", help="The folder of a saved fit (`ppvae fit --out`).", show_default=False)]
+Options = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the model; give it once for each.", show_default=False)
+]
+Seed = Annotated[int, typer.Option(help="The seed of every random draw.")]
+Columns = Annotated[
+    str | None, typer.Option(metavar="A,B", help="The columns to take, with commas between (for an .npy file: to name).", show_default=False)
+]
+Rescale = Annotated[bool, typer.Option("--rescale", help="Map the values onto [0, 1], as the Bernoulli likelihood needs.")]
+Precision = Annotated[str | None, typer.Option("--dtype", metavar="float64|float32", help="The precision of the fit.", show_default=False)]
+Device = Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where to fit.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the tables as JSON, and nothing else.")]
+
+METHOD_SYNTAX = "With options: em:acceleration=squarem,svi:steps=500:particles=4"
+HEADINGS = {
+    "log_likelihood": "log-likelihood",
+    "log_likelihood_se": "its error",
+    "heldout_log_likelihood": "held-out log-likelihood",
+    "elbo": "ELBO",
+    "kl": "KL",
+    "rows_kind": "rows",
+    "p_value": "p",
+}
+LONGEST_TABLE = 40  # rows printed; more than a screen is what --json and the report are for
+
+
+@app.command()
+def compare(
+    model: ModelName,
+    data: DataName,
+    set_: Options = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B", help=f"The methods; by default all that the model allows. {METHOD_SYNTAX}.", show_default=False)
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many starts each method gets: the seeds 0, 1, ...")] = 1,
+    holdout: Annotated[float, typer.Option(help="The share of the rows that no method sees, only scored.")] = 0.0,
+    report: Annotated[Path | None, typer.Option(help="Write the report, one HTML file, here.", show_default=False)] = None,
+    columns: Columns = None,
+    rescale: Rescale = False,
+    dtype: Precision = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Fit a model by several methods, and compare the fits.
+
+    All methods of a seed start from the same place and are scored by the same code, in nats per row (higher is better).
+
+    \b
+    Example:
+      ppvae compare gmm faithful --set n_components=2 --methods em,svi:steps=2000 --seeds 3 --report report.html
+    """
+    _check_file(report)
+    from ppvae import terminal
+
+    with terminal.progress("comparing") as progress:
+        import ppvae
+        from ppvae.registry import load_methods
+
+        found = ppvae.compare(
+            _model(model, set_),
+            _data(data, rescale, columns),
+            load_methods(methods) if methods else None,
+            seeds=seeds,
+            holdout=holdout,
+            dtype=_dtype(dtype),
+            device=device,
+            progress=progress,
+        )
+        if report:
+            found.save(report)
+    if json:
+        tables = {"table": found.table, "summary": found.summary, "gaps": found.gaps, "distances": found.distances}
+        terminal.show_json({"model": found.model.describe(), "data": found.data.name, "unit": "nats per row", **tables, "report": _word(report)})
+        return
+    from ppvae.report.words import headline
+
+    terminal.show(found.table, rename=HEADINGS)
+    terminal.say(headline(found) + ".")
+    if len(found.gaps):
+        terminal.say("", "What each approximate fit loses, in nats per row:")
+        terminal.show(found.gaps)
+    if report:
+        terminal.say(f"The report is in {report}.")
+
+
+@app.command()
+def fit(
+    model: ModelName,
+    data: DataName,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Save the fit in this new folder.", show_default=False)],
+    set_: Options = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"By default the best that the model allows. {METHOD_SYNTAX.partition(',')[0]}.", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    columns: Columns = None,
+    rescale: Rescale = False,
+    dtype: Precision = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Fit a model by one method and save the fit.
+
+    \b
+    Example:
+      ppvae fit gmm faithful --set n_components=2 --method em --out geyser
+    """
+    _check_new(out)
+    from ppvae import terminal
+
+    with terminal.progress("fitting") as progress:
+        import ppvae
+        from ppvae.registry import load_methods
+
+        chosen = load_methods(method) if method else [None]
+        if len(chosen) > 1:
+            raise ValueError(f"fit takes one method, not {len(chosen)}: use compare for several")
+        table = _data(data, rescale, columns)
+        found = ppvae.fit(_model(model, set_), table, chosen[0], seed=seed, dtype=_dtype(dtype), device=device, progress=progress)
+        result = _scored(found, table)
+        found.save(out)
+    if json:
+        parameters = {name: value.tolist() for name, value in found.params.items()}
+        terminal.show_json({"model": found.model.describe(), "unit": "nats per row", "table": result, "parameters": parameters, "folder": str(out)})
+        return
+    terminal.show(result, rename=HEADINGS)
+    terminal.say(f"The fit is in {out}.")
+
+
+@app.command()
+def check(
+    fit: Folder,
+    data: DataName,
+    draws: Annotated[int, typer.Option(min=1, help="How many data sets to replicate.")] = 200,
+    seed: Seed = 0,
+    report: Annotated[Path | None, typer.Option(help="Write the checks, one HTML file, here.", show_default=False)] = None,
+    columns: Columns = None,
+    rescale: Rescale = False,
+    json: Json = False,
+) -> None:
+    """Check whether a fitted model makes data like the data.
+
+    Statistics of replicated tables are set beside those of the data, for the same rows and for new ones.
+
+    \b
+    Example:
+      ppvae check geyser faithful --draws 500 --report checks.html
+    """
+    _check_file(report)
+    from ppvae import terminal
+
+    with terminal.progress("checking"):
+        import ppvae
+
+        found = ppvae.check(ppvae.load(fit), _data(data, rescale, columns), draws=draws, seed=seed)
+        if report:
+            from ppvae.report import page
+
+            page.write_check(found, report)
+    if json:
+        terminal.show_json({"model": found.fit.model.describe(), "data": found.data.name, "table": found.table, "report": _word(report)})
+        return
+    surprising = len(found.table) > LONGEST_TABLE
+    terminal.show((found.surprising if surprising else found.table).head(LONGEST_TABLE), rename=HEADINGS)
+    terminal.say(found.summary + ".")
+    if surprising:
+        terminal.say(f"Shown are the {min(LONGEST_TABLE, len(found.surprising))} furthest from their replicates; --json prints all {len(found.table)}.")
+    if report:
+        terminal.say(f"The report is in {report}.")
+
+
+@app.command()
+def sample(
+    fit: Folder,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many rows.")] = 100,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="A new .csv, .npy or .parquet file; by default CSV is printed.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Draw new rows from a saved fit.
+
+    \b
+    Example:
+      ppvae sample geyser -n 100 --out new.csv
+    """
+    from ppvae import tables, terminal
+
+    if out:
+        tables.check_destination(out)
+    import pandas as pd
+
+    import ppvae
+
+    fitted = ppvae.load(fit)
+    drawn = pd.DataFrame(fitted.sample(n, seed=seed), columns=list(fitted.trained_on.columns))
+    if out:
+        tables.write_table(drawn, out)
+    if json:
+        terminal.show_json({"table": drawn, "file": _word(out)})
+    elif out:
+        terminal.say(f"{n} rows are in {out}.")
+    else:
+        print(drawn.to_csv(index=False), end="")
+
+
+@app.command()
+def laws(
+    model: ModelName,
+    data: DataName,
+    set_: Options = None,
+    seed: Seed = 0,
+    columns: Columns = None,
+    rescale: Rescale = False,
+    json: Json = False,
+) -> None:
+    """Check that a model keeps the laws.
+
+    The laws say that its story, guide and closed forms belong together; the exit code is 1 where one is broken.
+
+    \b
+    Example:
+      ppvae laws my_model.py:MyModel table.csv
+    """
+    from ppvae import terminal
+
+    with terminal.progress("checking the laws"):
+        import ppvae
+
+        found = ppvae.laws.check(_model(model, set_), _data(data, rescale, columns), seed=seed)
+    if json:
+        terminal.show_json({"model": found.model.describe(), "table": found.table})
+    else:
+        terminal.show(found.table)
+    if not found.kept:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(json: Json = False) -> None:
+    """List the models and their options.
+
+    \b
+    Example:
+      ppvae models
+    """
+    import pandas as pd
+
+    from ppvae import registry, terminal
+
+    listed = pd.DataFrame([{"model": name, "what it is": e.summary, "options (--set)": e.options} for name, e in registry.models().items()])
+    terminal.show_json({"models": listed}) if json else terminal.show(listed)
+
+
+@app.command()
+def datasets(json: Json = False) -> None:
+    """List the data sets that come with ppvae.
+
+    \b
+    Example:
+      ppvae datasets
+    """
+    import pandas as pd
+
+    from ppvae import terminal
+    from ppvae.datasets import DATASETS
+
+    listed = pd.DataFrame(
+        [
+            {"data set": name, "rows": d.rows, "features": d.features, "missing": d.missing, "what it is": d.description, "source": d.source}
+            for name, d in DATASETS.items()
+        ]
+    )
+    terminal.show_json({"datasets": listed}) if json else terminal.show(listed)
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 1 where a law is broken, 2 with one sentence for a mistake, 130 where it was interrupted."""
+    try:
+        code = app(args=sys.argv[1:] or ["--help"], prog_name="ppvae", standalone_mode=False)
+    except typer.TyperException as error:
+        code = _refuse(f"{error.format_message()} (see --help)")
+    except ValueError as error:
+        code = _refuse(str(error))
+    except OSError as error:
+        code = _refuse(f"{error.filename or 'the file'}: {error.strerror or error}")
+    except typer.Abort:
+        code = 130
+    sys.exit(code)
+
+
+def _refuse(sentence: str) -> int:
+    print(f"ppvae: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+# --- from words to objects ----------------------------------------------------------------------------------------------------------
+
+
+def _model(name: str, options: list[str] | None) -> "Model":
+    from ppvae.options import pairs
+    from ppvae.registry import load_model
+
+    return load_model(name, **pairs(options or []))
+
+
+def _data(name: str, rescale: bool, columns: str | None) -> "Data":
+    from ppvae.registry import load_data
+
+    return load_data(name, rescale=rescale, columns=[c.strip() for c in columns.split(",")] if columns else None)
+
+
+def _dtype(name: str | None) -> "torch.dtype | None":
+    if name is None:
+        return None
+    import torch
+
+    from ppvae.messages import unknown
+
+    if name not in ("float64", "float32"):
+        raise unknown("dtype", name, ("float64", "float32"))
+    return getattr(torch, name)
+
+
+def _scored(fit: "Fit", data: "Data") -> "pd.DataFrame":
+    """One row: how the fit ended, and its scores on the data (nats per row)."""
+    import pandas as pd
+
+    evidence = fit.log_likelihood(data)
+    scores = {"log_likelihood": float(evidence.mean())}
+    if evidence.standard_error is not None:
+        scores["log_likelihood_se"] = evidence.mean_standard_error
+    scores |= {"elbo": float(fit.elbo(data).mean()), "kl": float(fit.kl(data).mean())}
+    return pd.DataFrame([{"method": fit.method.name, "seed": fit.seed, "status": fit.status, **scores, "steps": fit.steps, "seconds": fit.seconds}])
+
+
+def _word(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+# --- places to write, refused before any work is done -------------------------------------------------------------------------------
+
+
+def _check_file(path: Path | None) -> None:
+    if path is not None and path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} in: make it first")
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise ValueError(f"{path} exists already: choose another name, or remove it first")
+    _check_file(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What a person sees (tables, a progress bar), and the same tables as JSON for a program. Nothing here knows what the tables are about."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+PIPE_WIDTH = 160  # columns where there is no terminal to measure: tables in a file are not folded to 80
+
+
+def show(table: pd.DataFrame, *, rename: dict[str, str] | None = None) -> None:
+    """Print a table; numbers are aligned, and words fold where the terminal is narrow."""
+    console = _console()
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for column in table.columns:
+        numeric = pd.api.types.is_numeric_dtype(table[column].dtype)
+        heading = (rename or {}).get(column, str(column).replace("_", " "))
+        drawn.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for row in table.itertuples(index=False):
+        drawn.add_row(*map(spell, row))
+    console.print(drawn)
+
+
+def say(*sentences: str) -> None:
+    """Print sentences, folded at the width of the terminal, none of their characters taken for markup."""
+    console = _console()
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def show_json(content: dict[str, Any]) -> None:
+    """Print one JSON object; a DataFrame becomes a list of rows, and what is not a finite number becomes null."""
+    print(json.dumps({key: rows(value) if isinstance(value, pd.DataFrame) else value for key, value in content.items()}, allow_nan=False))
+
+
+def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows as plain Python values, at full precision.
+
+    >>> rows(pd.DataFrame({"kl": [0.1, float("nan")], "steps": [3, 4]}))
+    [{'kl': 0.1, 'steps': 3}, {'kl': None, 'steps': 4}]
+    """
+    return [{str(key): _plain(value) for key, value in row.items()} for row in table.astype(object).to_dict("records")]
+
+
+def spell(value: object) -> str:
+    """A value as a table shows it: four decimals, two significant digits where it is smaller than that, "-" where there is none.
+
+    >>> spell(-4.155382), spell(0.0000312), spell(-2e-13), spell(float("nan")), spell(51)
+    ('-4.1554', '3.1e-05', '0.0000', '-', '51')
+    """
+    if not isinstance(value, float):
+        return "-" if value is None or value is pd.NA else str(value)
+    if math.isnan(value):
+        return "-"
+    return f"{value:.1e}" if 1e-9 < abs(value) < 1e-3 else f"{value:.4f}".replace("-0.0000", "0.0000")
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A bar on standard error while the block runs: yields what `progress=` takes, or None where standard error is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+
+def _console() -> Console:
+    measured = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if measured else PIPE_WIDTH)
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    return None if value is pd.NA or isinstance(value, float) and not math.isfinite(value) else value
