@@ -1,0 +1,11 @@
+"""The model files: one story each. A new model is one new file here; the registry finds it by its name."""
+
+from importlib import import_module
+
+_HOME = {"PPCA": "ppca", "GMM": "gmm", "VAE": "vae"}
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

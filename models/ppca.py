@@ -1,0 +1,138 @@
+"""Probabilistic PCA (Tipping & Bishop 1999, "Probabilistic principal component analysis").
+
+    z_n       ~ N(0, I_L)
+    x_n | z_n ~ N(W z_n + m, s^2 I_D)
+
+Marginally x_n ~ N(m, W W^T + s^2 I). The maximum likelihood is known in closed form (their eq. 7 and 8), and EM is exact (section 3.3,
+here with the missing entries left out feature by feature).
+"""
+
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppvae.data import Batch, Data
+from ppvae.exact import Exact, Posterior, Statistics
+from ppvae.gaussian import factor_log_marginal, factor_posterior, inverse_tril
+from ppvae.model import Model
+from ppvae.parameters import Constrained, Parameters
+
+NOISE_FLOOR = 1e-6  # of the mean variance of the features
+
+
+class PPCAExact(Exact):
+    """Closed forms of PPCA: posterior, marginal, EM with any pattern of missing entries, and the maximum likelihood of complete data."""
+
+    def _latent(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """residual (B, D), posterior mean (B, L), the Cholesky factor of the posterior precision, log p(x) (B,)."""
+        loadings, noise, observed = theta.loadings, theta.noise_variance, None if batch.complete else batch.observed
+        residual = batch.x - theta.mean
+        residual = residual if observed is None else torch.where(observed, residual, 0.0)
+        loc, tril = factor_posterior(residual, loadings, noise, observed)
+        return residual, loc, tril, factor_log_marginal(residual, loadings, noise, observed, loc, tril)
+
+    def posterior(self, theta: Parameters, batch: Batch) -> Posterior:
+        _, loc, tril, _ = self._latent(theta, batch)
+        covariance = torch.cholesky_inverse(tril)
+        return Posterior.gaussian(loc, torch.linalg.cholesky(covariance))
+
+    def log_marginal(self, theta: Parameters, batch: Batch) -> Tensor:
+        return self._latent(theta, batch)[-1]
+
+    def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
+        """Moments of u = (z, 1) and of the residual r = x - m, over each feature's observed rows.
+
+        "uu" (D or 1, L+1, L+1): sum of E[u u^T];  "ur" (D, L+1): sum of E[u] r;  "rr" (D,): sum of r^2;  "count" (D,): observed rows.
+        Complete rows share one "uu" between all features.
+        """
+        residual, loc, tril, log_marginal = self._latent(theta, batch)
+        root = inverse_tril(tril)
+        covariance = root.mT @ root
+        u = torch.cat([loc, loc.new_ones(len(loc), 1)], -1)
+        within = torch.nn.functional.pad(covariance, (0, 1, 0, 1))
+        if batch.complete:
+            uu = (u.mT @ u + batch.size * within[0]).unsqueeze(0)
+            count = u.new_full((residual.shape[-1],), batch.size)
+        else:
+            mask, size = batch.observed.to(u.dtype), u.shape[-1]
+            second = u.unsqueeze(-1) * u.unsqueeze(-2) + within
+            uu = (mask.mT @ second.reshape(len(u), -1)).reshape(-1, size, size)
+            count = mask.sum(0)
+        return {"log_likelihood": log_marginal.sum(), "uu": uu, "ur": residual.mT @ u, "rr": residual.square().sum(0), "count": count}
+
+    def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
+        """Least squares of each feature on u gives its loadings and the step of its mean; what is left over is the noise."""
+        uu, ur, rr, count = (statistics[k] for k in ("uu", "ur", "rr", "count"))
+        tril = torch.linalg.cholesky(uu)
+        weights = torch.cholesky_solve(ur.mT, tril[0]).mT if len(uu) == 1 else torch.cholesky_solve(ur.unsqueeze(-1), tril).squeeze(-1)
+        left = (rr - (ur * weights).sum(-1)).sum() / count.sum()
+        floor = NOISE_FLOOR * theta.unit_noise_variance
+        return {"loadings": weights[:, :-1], "mean": theta.mean + weights[:, -1], "noise_variance": left.clamp(min=floor)}
+
+    def cannot_solve(self, data: Data) -> str | None:
+        return None if data.complete else "PPCA has a closed form for complete data only: use EM where entries are missing"
+
+    def solve(self, data: Data) -> dict[str, Tensor]:
+        """The L leading eigenvectors of the covariance, stretched; the noise is the mean of the eigenvalues left out."""
+        size = self.model.n_latents
+        values, vectors = torch.linalg.eigh((data.x - data.mean).mT @ (data.x - data.mean) / data.n_rows)
+        noise = values[:-size].mean().clamp(min=NOISE_FLOOR * data.variance.mean())
+        top = (values[-size:] - noise).clamp(min=0.0).sqrt()
+        return {"loadings": (vectors[:, -size:] * top).flip(-1), "mean": data.mean, "noise_variance": noise}
+
+
+@dataclass(frozen=True)
+class PPCA(Model):
+    """Probabilistic PCA with `n_latents` = L < D latent dimensions.
+
+    Parameters of a fit: `loadings` (D, L), `mean` (D,), `noise_variance` ().
+
+    >>> import ppvae
+    >>> fit = ppvae.fit(PPCA(n_latents=2), ppvae.load_data("iris"))
+    >>> round(float(fit.params["noise_variance"]), 6)
+    0.050682
+    """
+
+    n_latents: int = 2
+
+    exact = PPCAExact
+
+    def __post_init__(self) -> None:
+        if self.n_latents < 1:
+            raise ValueError(f"n_latents must be at least 1, not {self.n_latents}")
+
+    def check(self, data: Data) -> None:
+        if self.n_latents >= data.n_features:
+            raise ValueError(f"n_latents={self.n_latents} must be below the number of features, {data.n_features}: choose fewer latents")
+
+    def init(self, data: Data, generator: torch.Generator) -> Parameters:
+        variance = data.variance.mean()
+        noise = torch.randn(data.n_features, self.n_latents, generator=generator, dtype=torch.float64).to(data.x)
+        return Parameters(
+            loadings=Constrained(noise * (variance / (2 * self.n_latents)).sqrt(), unit=variance.sqrt()),
+            mean=Constrained(data.mean, unit=variance.sqrt()),
+            noise_variance=Constrained(variance / 2, constraints.positive, unit=variance, floor=NOISE_FLOOR),
+        )
+
+    def model(self, theta: Parameters, batch: Batch) -> None:
+        with batch.rows:
+            z = pyro.sample("z", dist.Normal(batch.x.new_zeros(self.n_latents), 1.0).to_event(1))
+            loc = theta.mean + z @ theta.loadings.mT
+            pyro.sample("x", dist.Normal(loc, theta.noise_variance.sqrt()).mask(batch.observed).to_event(1), obs=batch.x)
+
+    def guide(self, data: Data) -> str:
+        """Linear with one covariance: the posterior of complete rows is exactly that."""
+        return "linear"
+
+    def identifiable(self, theta: Parameters) -> dict[str, Tensor]:
+        """The mean and the marginal covariance; W itself may be rotated freely."""
+        eye = torch.eye(len(theta.mean), dtype=theta.mean.dtype, device=theta.mean.device)
+        return {"mean": theta.mean, "covariance": theta.loadings @ theta.loadings.mT + theta.noise_variance * eye}
+
+    def degrees_of_freedom(self, theta: Parameters) -> int:
+        """D L + 1 + D, less the L (L - 1) / 2 of a rotation."""
+        return theta.degrees_of_freedom() - self.n_latents * (self.n_latents - 1) // 2

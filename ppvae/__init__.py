@@ -1,0 +1,51 @@
+"""Latent-variable models as Pyro programs: fitted by exact EM and by amortized SVI, compared, and checked against the data.
+
+Everything is imported on first use, so that `import ppvae` and `ppvae --help` are quick.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+_HOME = {
+    "Data": "ppvae.data",
+    "load_data": "ppvae.registry",
+    "load_model": "ppvae.registry",
+    "Model": "ppvae.model",
+    "Exact": "ppvae.exact",
+    "Posterior": "ppvae.exact",
+    "Parameters": "ppvae.parameters",
+    "Constrained": "ppvae.parameters",
+    "fit": "ppvae.inference.fit",
+    "Fit": "ppvae.inference.result",
+    "EM": "ppvae.inference.em",
+    "SVI": "ppvae.inference.svi",
+    "ClosedForm": "ppvae.inference.closed_form",
+    "compare": "ppvae.compare",
+    "Comparison": "ppvae.compare",
+    "check": "ppvae.criticism.checks",
+    "Criticism": "ppvae.criticism.checks",
+    "load": "ppvae.saving",
+}
+_MODULES = ("models", "laws", "report", "guides", "distributions", "datasets")
+
+__all__ = [*_HOME, *_MODULES, "__version__"]  # noqa: PLE0604 - every name is a string
+
+try:
+    __version__ = version("ppvae")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0.0.0"
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"ppvae.{name}")
+    else:
+        raise AttributeError(f"module 'ppvae' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,253 @@
+"""Data and Batch: rows of features, validated once; NaN means missing from here on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from torch import Tensor
+
+from ppvae.messages import few
+from ppvae.patterns import Patterns
+from ppvae.tables import read_table
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a data set, as a story sees them.
+
+    x: (B, D), missing entries zeroed.  observed: (B, D) bool.  context: (B, C) or None.  index: (B,) row numbers in the full data.
+    n_total: N, the number of rows that the batch stands for.  complete: no entry of the data set is missing.
+    """
+
+    x: Tensor
+    observed: Tensor
+    index: Tensor
+    n_total: int
+    complete: bool = True
+    context: Tensor | None = None
+
+    @property
+    def rows(self) -> pyro.plate:
+        """The plate over rows (dim -1), scaled by N / B so that a minibatch estimates the full log joint."""
+        return pyro.plate("rows", self.n_total, subsample=self.index, dim=-1)
+
+    @cached_property
+    def patterns(self) -> Patterns:
+        """The rows grouped by their missing entries; worked out once for a batch."""
+        return Patterns.of(self.observed)
+
+    @property
+    def size(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """N / B, the weight of each row of this batch."""
+        return self.n_total / self.size
+
+
+class Data:
+    """A table of N rows and D features in which NaN means missing.
+
+    x: an array, tensor, pandas or polars frame, (N, D), (N,) or images (N, H, W).
+    context: (N,) or (N, C), known for every row (labels, covariates).  columns: D names.
+
+    Attributes: `x` (N, D) float64 with missing entries zeroed, `observed` (N, D) bool, `context`, `columns`, `name`, `labels` (known
+    classes, used for colours only), `image_shape`. Raises ValueError for what is not such a table.
+
+    >>> data = Data([[1.0, 2.0], [3.0, float("nan")]], columns=["a", "b"])
+    >>> data.n_rows, data.n_features, data.complete, data.observed[1].tolist()
+    (2, 2, False, [True, False])
+    """
+
+    def __init__(self, x, context=None, columns=None, name: str = "data", labels=None, image_shape=None) -> None:
+        if isinstance(x, Data):
+            raise ValueError("this is a ppvae.Data already: pass it as it is")
+        table = read_table(x, columns=columns)
+        values = torch.as_tensor(np.ascontiguousarray(table.values), dtype=torch.float64)
+        self.observed: Tensor = ~torch.isnan(values)
+        self.x: Tensor = torch.where(self.observed, values, torch.zeros_like(values))
+        self.columns: tuple[str, ...] = tuple(table.columns)
+        self.name, self.labels = name, labels
+        self.image_shape: tuple[int, int] | None = image_shape or getattr(table, "image_shape", None)
+        self.index = getattr(table, "index", None)
+        self.context = None if context is None else _as_context(context, len(values))
+        empty = [c for c, seen in zip(self.columns, self.observed.any(0).tolist(), strict=True) if not seen]
+        if empty:
+            raise ValueError(f"no entry of column {few(empty)} is observed: drop it")
+
+    @property
+    def n_rows(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @cached_property
+    def complete(self) -> bool:
+        return bool(self.observed.all())
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """(D,): the mean of each column's observed entries."""
+        return self.x.sum(0) / self.observed.sum(0)
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """(D,): the variance of each column's observed entries, divisor n."""
+        return (torch.where(self.observed, self.x - self.mean, 0.0) ** 2).sum(0) / self.observed.sum(0)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """(D,): the standard deviation of each column, 1 where a column is constant."""
+        spread = self.variance.sqrt()
+        # A constant column's mean is rounded, so its spread is not exactly zero.
+        constant = spread <= 8 * torch.finfo(self.dtype).eps * self.mean.abs()
+        return torch.where(constant, torch.ones_like(spread), spread)
+
+    @cached_property
+    def constant(self) -> tuple[str, ...]:
+        """The names of columns whose observed entries are all the same."""
+        low = torch.where(self.observed, self.x, torch.inf).amin(0)
+        high = torch.where(self.observed, self.x, -torch.inf).amax(0)
+        return tuple(c for c, same in zip(self.columns, (low == high).tolist(), strict=True) if same)
+
+    def batch(self, index: Tensor | None = None) -> Batch:
+        """The rows `index` (all of them when None) as a Batch that stands for all N rows."""
+        if index is None:
+            return self._slice(0, self.n_rows)
+        context = None if self.context is None else self.context[index]
+        return Batch(self.x[index], self.observed[index], index, self.n_rows, self.complete, context)
+
+    def _slice(self, start: int, stop: int) -> Batch:
+        context = None if self.context is None else self.context[start:stop]
+        index = torch.arange(start, min(stop, self.n_rows), device=self.device)
+        return Batch(self.x[start:stop], self.observed[start:stop], index, self.n_rows, self.complete, context)
+
+    def chunks(self, rows: int) -> Iterator[Batch]:
+        """Consecutive batches of at most `rows` rows: views, nothing is copied."""
+        for start in range(0, self.n_rows, rows):
+            yield self._slice(start, start + rows)
+
+    def _like(self, x: Tensor, observed: Tensor, context: Tensor | None, labels, index) -> "Data":
+        other = object.__new__(Data)
+        other.x, other.observed, other.context, other.labels, other.index = x, observed, context, labels, index
+        other.columns, other.name, other.image_shape = self.columns, self.name, self.image_shape
+        return other
+
+    def take(self, index) -> "Data":
+        """The rows `index`, as a data set of their own."""
+        index = torch.as_tensor(index, device=self.device)
+        chosen = index.cpu().numpy()
+        return self._like(
+            self.x[index],
+            self.observed[index],
+            None if self.context is None else self.context[index],
+            None if self.labels is None else np.asarray(self.labels)[chosen],
+            None if self.index is None else self.index[chosen],
+        )
+
+    def split(self, share: float, seed: int = 0) -> tuple["Data", "Data"]:
+        """(training rows, held-out rows), a random `share` of the rows held out."""
+        if not 0 < share < 1:
+            raise ValueError(f"holdout is a share of the rows between 0 and 1, not {share}")
+        held = round(share * self.n_rows)
+        if not 0 < held < self.n_rows:
+            raise ValueError(f"holding out {share:g} of {self.n_rows} rows leaves an empty part: choose another share")
+        order = torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(seed))
+        return self.take(order[held:].sort().values), self.take(order[:held].sort().values)
+
+    def to(self, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> "Data":
+        """The same rows in another dtype or on another device; self where nothing changes."""
+        if (dtype or self.dtype) == self.dtype and torch.device(device or self.device) == self.device:
+            return self
+        context = self.context
+        if context is not None:
+            context = context.to(device=device, dtype=dtype if context.is_floating_point() else None)
+        return self._like(self.x.to(device=device, dtype=dtype), self.observed.to(device=device), context, self.labels, self.index)
+
+    def rescaled(self) -> "Data":
+        """The table mapped onto [0, 1] by its smallest and largest entry: one scale for all features, so that a picture stays a picture."""
+        low = torch.where(self.observed, self.x, torch.inf).min()
+        high = torch.where(self.observed, self.x, -torch.inf).max()
+        if low == high:
+            raise ValueError("every entry has the same value: there is no range to rescale")
+        x = torch.where(self.observed, (self.x - low) / (high - low), 0.0)
+        return self._like(x, self.observed, self.context, self.labels, self.index)
+
+    def standardized(self) -> Tensor:
+        """(N, D): each column at mean 0 and sd 1, missing entries 0."""
+        return torch.where(self.observed, (self.x - self.mean) / self.scale, 0.0)
+
+    def numpy(self) -> np.ndarray:
+        """(N, D) with NaN where missing."""
+        return torch.where(self.observed, self.x, torch.nan).cpu().numpy()
+
+    def frame(self) -> pd.DataFrame:
+        """The table with its column names, NaN where missing."""
+        return pd.DataFrame(self.numpy(), columns=list(self.columns), index=self.index)
+
+    def summary(self) -> "Summary":
+        """What a saved fit must know of its data; no row of them."""
+        return Summary(
+            self.name, self.columns, self.n_rows, self.complete, tuple(self.mean.tolist()), tuple(self.scale.tolist()), self.image_shape,
+            None if self.context is None else self.context.shape[1],
+        )
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __repr__(self) -> str:
+        missing = int((~self.observed).sum())
+        return f"Data({self.name}: {self.n_rows} rows x {self.n_features} features" + (f", {missing} missing)" if missing else ")")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The shape of a data set: enough to build a model's parameters and guide anew, and to check data that come later."""
+
+    name: str
+    columns: tuple[str, ...]
+    n_rows: int
+    complete: bool
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    image_shape: tuple[int, int] | None = None
+    n_context: int | None = None
+
+    def sketch(self) -> Data:
+        """Made-up rows of this shape, centre and spread, from which `init` and `guide` build tensors of the right shapes."""
+        random = np.random.default_rng(0)
+        x = np.array(self.mean) + np.array(self.scale) * random.standard_normal((min(self.n_rows, 4096), len(self.columns)))
+        context = None if self.n_context is None else random.standard_normal((len(x), self.n_context))
+        if not self.complete:
+            x[0, 0] = np.nan
+        return Data(x, context, self.columns, self.name, image_shape=self.image_shape)
+
+
+def as_data(source) -> Data:
+    """`source` itself if it is a Data, else Data(source)."""
+    return source if isinstance(source, Data) else Data(source)
+
+
+def _as_context(context, n_rows: int) -> Tensor:
+    values = torch.as_tensor(np.asarray(context))
+    if values.shape[0] != n_rows:
+        raise ValueError(f"context has {values.shape[0]} rows and x has {n_rows}: they must be the same rows")
+    if values.is_floating_point() and not torch.isfinite(values).all():
+        raise ValueError("context must be known for every row: it holds NaN or inf")
+    values = values.to(torch.float64)
+    return values[:, None] if values.ndim == 1 else values

@@ -1,0 +1,217 @@
+"""Guides for any story: amortized networks, one set of parameters a row, and their families of distributions.
+
+A guide is an `nn.Module` called with a batch; it samples the story's latent sites inside `batch.rows`. The families:
+
+- "linear": Gaussian, its mean linear in the row, one covariance for all rows (exact for linear-Gaussian stories with complete rows);
+- "diagonal": Gaussian, mean and scales from a network;
+- "full": Gaussian, mean and Cholesky factor from a network.
+
+Discrete sites that the story enumerates are summed out there, unless the model asks for a guided component: then q(component | x) is a
+categorical whose logits come from a network, averaged exactly.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from ppvae.data import Batch, Data
+from ppvae.messages import unknown
+from ppvae.model import Model
+from ppvae.parameters import Parameters
+from ppvae.program.joint import is_row_site, sites_of
+
+FAMILIES = ("diagonal", "full", "linear")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A guide to be built from the story: the family of distributions, and the widths of the encoder's hidden layers."""
+
+    name: str = "diagonal"
+    hidden: tuple[int, ...] = (64,)
+
+    def __post_init__(self) -> None:
+        if self.name not in FAMILIES:
+            raise unknown("guide", self.name, FAMILIES)
+
+
+class Standardize(nn.Module):
+    """The encoder's view of a row: each column at mean 0 and sd 1, missing entries 0; the mask beside it where the training data had holes."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, data: Data) -> None:
+        super().__init__()
+        self.register_buffer("mean", data.mean.clone())
+        self.register_buffer("scale", data.scale.clone())
+        self.masked = not data.complete
+        self.n_outputs = data.n_features * (1 + self.masked)
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = torch.where(batch.observed, (batch.x - self.mean) / self.scale, 0.0)
+        return torch.cat([x, batch.observed.to(x.dtype)], -1) if self.masked else x
+
+
+def perceptron(n_inputs: int, hidden: tuple[int, ...], n_outputs: int) -> nn.Sequential:
+    """Linear layers of the given widths with a smooth nonlinearity between them."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(n_inputs, width), nn.Softplus()]
+        n_inputs = width
+    return nn.Sequential(*layers, nn.Linear(n_inputs, n_outputs))
+
+
+class GaussianHead(nn.Module):
+    """From a row's features to a Gaussian over `size` numbers, in one of the families."""
+
+    def __init__(self, n_inputs: int, size: int, family: Family) -> None:
+        super().__init__()
+        self.size, self.family = size, family.name
+        numbers = {"linear": size, "diagonal": 2 * size, "full": 2 * size + size * (size - 1) // 2}[family.name]
+        self.network = perceptron(n_inputs, () if family.name == "linear" else family.hidden, numbers)
+        if family.name == "linear":
+            self.log_scale = nn.Parameter(torch.zeros(size))
+            self.below = nn.Parameter(torch.zeros(size * (size - 1) // 2))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(loc (B, n), spread): scales (B, n) for "diagonal", else a Cholesky factor (B or 1, n, n)."""
+        out = self.network(features)
+        if self.family == "linear":
+            return out, unit_tril(self.log_scale.exp().unsqueeze(0), self.below.unsqueeze(0))
+        loc, log_scale, below = out.split([self.size, self.size, out.shape[-1] - 2 * self.size], -1)
+        scale = nn.functional.softplus(log_scale + math.log(math.e - 1))  # 1 at a zero output
+        return loc, unit_tril(scale, below) if self.family == "full" else scale
+
+
+def unit_tril(diagonal: Tensor, below: Tensor) -> Tensor:
+    """Lower triangular matrices (..., n, n) from their diagonals (..., n) and the entries below, row by row."""
+    size = diagonal.shape[-1]
+    row, column = torch.tril_indices(size, size, -1, device=diagonal.device)
+    flat = diagonal.new_zeros(*diagonal.shape[:-1], size * size)
+    flat = flat.index_copy(-1, row * size + column, below)
+    return flat.unflatten(-1, (size, size)) + torch.diag_embed(diagonal)
+
+
+def gaussian(loc: Tensor, spread: Tensor, event_shape: torch.Size, support: constraints.Constraint) -> dist.TorchDistribution:
+    """The distribution of a site from a flat Gaussian, carried to the site's support and shape."""
+    base: dist.TorchDistribution = (
+        dist.MultivariateNormal(loc, scale_tril=spread) if spread.ndim > loc.ndim else dist.Normal(loc, spread).to_event(1)
+    )
+    if len(event_shape) == 1 and _is_real(support):
+        return base
+    transforms = [dist.transforms.ReshapeTransform(base.event_shape, event_shape)]
+    if not _is_real(support):
+        transforms.append(biject_to(support))
+    return dist.TransformedDistribution(base, transforms)
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    return support is constraints.real or getattr(support, "base_constraint", None) is constraints.real
+
+
+class Amortized(nn.Module):
+    """One encoder for all rows: it reads a row and gives the distribution of each of the row's latent sites."""
+
+    def __init__(self, sites: dict[str, dict], data: Data, family: Family, guided_component: bool) -> None:
+        super().__init__()
+        self.family = family
+        self.features = Standardize(data)
+        self.heads = nn.ModuleDict()
+        self.shapes: dict[str, tuple[torch.Size, constraints.Constraint]] = {}
+        self.discrete: list[str] = []
+        for name, site in sites.items():
+            fn, summed = site["fn"], site["infer"].get("enumerate") == "parallel"
+            if fn.has_enumerate_support and not (summed and not guided_component):
+                self.discrete.append(name)
+                self.heads[name] = perceptron(self.features.n_outputs, family.hidden, fn.enumerate_support(expand=False).shape[0])
+            elif not fn.has_enumerate_support:
+                self.shapes[name] = (fn.event_shape, fn.support)
+                self.heads[name] = GaussianHead(self.features.n_outputs, math.prod(fn.event_shape), family)
+
+    def forward(self, batch: Batch) -> None:
+        features = self.features(batch)
+        with batch.rows:
+            for name, head in self.heads.items():
+                if name in self.discrete:
+                    pyro.sample(name, dist.Categorical(logits=head(features)), infer={"enumerate": "parallel"})
+                else:
+                    pyro.sample(name, gaussian(*head(features), *self.shapes[name]))
+
+
+class PerRow(nn.Module):
+    """The same families with free parameters for every row: what the best encoder of the family could say about these rows."""
+
+    def __init__(self, name: str, loc: Tensor, spread: Tensor) -> None:
+        super().__init__()
+        self.site = name
+        self.loc = nn.Parameter(loc.clone())
+        self.full = spread.ndim > loc.ndim
+        diagonal = spread.diagonal(dim1=-2, dim2=-1) if self.full else spread
+        self.log_scale = nn.Parameter(diagonal.log().expand_as(loc).clone())
+        size = loc.shape[-1]
+        row, column = torch.tril_indices(size, size, -1, device=loc.device)
+        self.below = nn.Parameter(spread[..., row, column].expand(len(loc), -1).clone()) if self.full else None
+
+    def forward(self, batch: Batch) -> None:
+        loc, scale = self.loc[batch.index], self.log_scale[batch.index].exp()
+        spread = scale if self.below is None else unit_tril(scale, self.below[batch.index])
+        with batch.rows:
+            pyro.sample(self.site, gaussian(loc, spread, loc.shape[-1:], constraints.real))
+
+
+Guide = Family | str | nn.Module | Callable[[Batch], object]
+
+
+def build(model: Model, theta: Parameters, data: Data, guide: Guide | None = None) -> nn.Module:
+    """The guide for a fit: a module or a function as it is, a family (or its name) built from the story, None for the model's own.
+
+    Raises ValueError for an unknown family, for a story with latent sites outside `batch.rows`, and where story and guide differ in sites.
+    """
+    chosen = guide if guide is not None else model.guide(data) or Family()
+    story = latent_sites(model, theta, data)
+    if isinstance(chosen, str):
+        chosen = Family(chosen)
+    if isinstance(chosen, Family):
+        outside = [name for name, site in story.items() if not is_row_site(site)]
+        if outside:
+            raise ValueError(f"{model.name}: site {outside[0]!r} lies outside batch.rows, so no encoder can be built for it: pass a guide of your own")
+        chosen = Amortized(story, data, chosen, model.guided_component)
+    chosen = chosen.to(dtype=data.dtype, device=data.device) if isinstance(chosen, nn.Module) else Plain(chosen)
+    check_sites(model, story, chosen, data)
+    return chosen
+
+
+class Plain(nn.Module):
+    """A guide given as a plain function of the batch."""
+
+    def __init__(self, function: Callable[[Batch], object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, batch: Batch) -> object:
+        return self.function(batch)
+
+
+def latent_sites(model: Model, theta: Parameters, data: Data) -> dict[str, dict]:
+    """The story's latent sites by name, from one run on two rows."""
+    few = data.batch(torch.arange(min(2, data.n_rows), device=data.device))
+    return {n: s for n, s in sites_of(lambda b: model.model(theta, b), few).items() if not s["is_observed"]}
+
+
+def check_sites(model: Model, story: dict[str, dict], guide: nn.Module, data: Data) -> None:
+    """Raise ValueError where the guide does not sample exactly what the story leaves latent (enumerated sites may be left out)."""
+    few = data.batch(torch.arange(min(2, data.n_rows), device=data.device))
+    guided = sites_of(guide, few)
+    for name, site in story.items():
+        if name not in guided and site["infer"].get("enumerate") != "parallel":
+            raise ValueError(f"{model.name}: the story samples {name!r} but the guide never does: add it to the guide, or marginalise it")
+    for name in guided:
+        if name not in story:
+            raise ValueError(f"{model.name}: the guide samples {name!r} but the story never does: take it out of the guide, or name it as the story does")

@@ -1,0 +1,1 @@
+"""Methods of fitting, one file each, and the Fit that they return."""

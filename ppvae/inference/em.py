@@ -1,0 +1,183 @@
+"""Exact EM (Dempster, Laird & Rubin 1977): the E-step through additive statistics, the M-step in closed form.
+
+Optional acceleration works on the unconstrained parameters, where every extrapolation is feasible, and is guarded: a step that lowers the
+log-likelihood is dropped in favour of plain EM's.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from ppvae.data import Batch, Data
+from ppvae.exact import Exact, ExactGuide, Statistics
+from ppvae.inference.method import CHUNK, Method, Outcome, Task, floor_warning
+from ppvae.messages import unknown
+from ppvae.model import Model
+from ppvae.parameters import Parameters
+
+ACCELERATIONS = ("squarem", "anderson")
+
+
+@dataclass(frozen=True)
+class EM(Method):
+    """Exact EM.
+
+    max_steps: E-steps at most.  tolerance: nats per row; EM stops when a step gains less.
+    acceleration: None, "squarem" (Varadhan & Roland 2008, scheme S3) or "anderson" (Walker & Ni 2011, depth 5), both guarded.
+    """
+
+    max_steps: int = 5000
+    tolerance: float = 1e-10
+    acceleration: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.acceleration is not None and self.acceleration not in ACCELERATIONS:
+            raise unknown("acceleration", str(self.acceleration), ACCELERATIONS)
+        if self.max_steps < 1 or not self.tolerance >= 0:
+            raise ValueError("EM needs max_steps >= 1 and tolerance >= 0 (nats per row)")
+
+    def refusal(self, model: Model, data: Data) -> str | None:
+        if model.closed_forms is None or not model.closed_forms.has("statistics", "maximize"):
+            return f"{model.name} gives no closed-form E- and M-step, so exact EM does not apply: use SVI"
+        return None
+
+    def run(self, task: Task) -> Outcome:
+        climb = Climb(task, self)
+        try:
+            {None: plain, "squarem": squarem, "anderson": anderson}[self.acceleration](climb)
+        except Stop as stop:
+            climb.status, climb.converged = str(stop), stop.converged
+        warning = floor_warning(task.theta)
+        status = f"{climb.status}; {warning}" if warning else climb.status
+        return Outcome(
+            ExactGuide(task.model, task.theta), status, climb.converged and warning is None, climb.steps, "closed forms", climb.history
+        )
+
+
+class Stop(Exception):  # noqa: N818 - not an error: how the climb ends
+    def __init__(self, status: str, converged: bool) -> None:
+        super().__init__(status)
+        self.converged = converged
+
+
+class Climb:
+    """The EM map on the unconstrained parameter vector, counted, timed, logged and watched for ascent."""
+
+    def __init__(self, task: Task, method: EM) -> None:
+        self.task, self.method = task, method
+        assert task.model.closed_forms is not None
+        self.exact: Exact = task.model.closed_forms
+        self.chunks: list[Batch] = list(task.data.chunks(CHUNK))
+        self.free = [p for p in task.theta.parameters() if p.requires_grad]
+        self.began, self.steps, self.history = time.perf_counter(), 0, []
+        self.best: float | None = None
+        self.status, self.converged = "", False
+
+    @property
+    def here(self) -> Tensor:
+        return parameters_to_vector(self.free).detach().clone()
+
+    def move(self, vector: Tensor) -> None:
+        with torch.no_grad():  # a copy: the parameters would become views of `vector`, and the M-step writes into them
+            vector_to_parameters(vector.clone(), self.free)
+
+    @torch.no_grad()
+    def e_step(self, vector: Tensor) -> tuple[float, Statistics]:
+        """Log-likelihood per row at `vector`, and the statistics there."""
+        self.move(vector)
+        statistics = sum_statistics(self.exact, self.task.theta, self.chunks)
+        self.steps += 1
+        return float(statistics["log_likelihood"]) / self.task.data.n_rows, statistics
+
+    @torch.no_grad()
+    def m_step(self, statistics: Statistics) -> Tensor:
+        """The maximiser, from statistics made at the present parameters."""
+        self.task.theta.assign(self.exact.maximize(self.task.theta, statistics))
+        return self.here
+
+    def __call__(self, vector: Tensor, guard: bool = False) -> tuple[float, Tensor] | None:
+        """One EM step from `vector`: (log-likelihood per row there, the next vector).
+
+        With `guard`, None where the log-likelihood at `vector` is below the best so far: an extrapolation that went too far.
+        """
+        if self.steps >= self.method.max_steps:
+            raise Stop(f"stopped at max_steps={self.method.max_steps} before the tolerance was met: raise max_steps, or accelerate", False)
+        try:
+            value, statistics = self.e_step(vector)
+        except torch.linalg.LinAlgError:
+            if guard:
+                return None
+            raise
+        rounding = 1e-10 * (1 + abs(value))
+        fell = self.best is not None and not value >= self.best - rounding
+        if guard and fell:
+            return None
+        if fell or not value == value:
+            raise Stop(
+                f"the log-likelihood went from {self.best} to {value} nats per row at step {self.steps}: "
+                "the model's closed forms do not belong to its story (see ppvae.laws.check)",
+                False,
+            )
+        gain = float("inf") if self.best is None else value - self.best
+        self.best = value
+        seconds = time.perf_counter() - self.began
+        self.history.append({"step": self.steps, "seconds": seconds, "elbo": value, "log_likelihood": value})
+        self.task.progress(self.steps, self.method.max_steps, f"{value:.6f} nats per row")
+        if gain < self.method.tolerance:
+            raise Stop(f"converged: the last step gained less than {self.method.tolerance:g} nats per row", True)
+        return value, self.m_step(statistics)
+
+
+def sum_statistics(exact: Exact, theta: Parameters, chunks: list[Batch]) -> Statistics:
+    """Statistics of all chunks: they are additive over rows."""
+    total: Statistics = {}
+    for batch in chunks:
+        for name, value in exact.statistics(theta, batch).items():
+            total[name] = total[name] + value if name in total else value
+    return total
+
+
+def plain(em: Climb) -> None:
+    vector = em.here
+    while True:
+        _, vector = em(vector)
+
+
+def squarem(em: Climb) -> None:
+    """Two EM steps give a direction and its curvature; go along it as far as they suggest (Varadhan & Roland 2008, S3)."""
+    start = em.here
+    while True:
+        _, first = em(start)
+        _, second = em(first)
+        step, bend = first - start, second - 2 * first + start
+        length = -float(step.norm() / bend.norm().clamp(min=1e-300))
+        start = second
+        if length < -1:  # at -1 the extrapolation is plain EM's second step
+            jump = em(first - step - 2 * length * step + length**2 * bend, guard=True)
+            start = second if jump is None else jump[1]
+
+
+def anderson(em: Climb, depth: int = 5) -> None:
+    """Combine the last steps so that their residuals nearly cancel (Walker & Ni 2011); fall back to plain EM where that goes down."""
+    at = em.here
+    _, image = em(at)
+    points, residuals = [at], [image - at]
+    following = image
+    while True:
+        found = em(following, guard=len(points) > 1)
+        if found is None:  # start anew from the last plain step
+            at, (_, image) = image, em(image)
+            points, residuals = [], []
+        else:
+            at, image = following, found[1]
+        points, residuals = [*points, at][-depth - 1 :], [*residuals, image - at][-depth - 1 :]
+        following = image
+        if len(points) > 1:
+            d_residual = torch.stack([b - a for a, b in zip(residuals, residuals[1:], strict=False)], -1)
+            d_point = torch.stack([b - a for a, b in zip(points, points[1:], strict=False)], -1)
+            weights = torch.linalg.lstsq(d_residual, residuals[-1].unsqueeze(-1), driver="gelsd").solution
+            proposal = image - ((d_point + d_residual) @ weights).squeeze(-1)
+            following = proposal if bool(torch.isfinite(proposal).all()) else image

@@ -1,0 +1,114 @@
+"""fit: from a model, data and a method to a Fit."""
+
+import copy
+import time
+from collections.abc import Mapping
+
+import torch
+
+from ppvae import guides
+from ppvae.data import Data, as_data
+from ppvae.inference.closed_form import ClosedForm
+from ppvae.inference.em import EM
+from ppvae.inference.method import Method, Progress, Task, seeded
+from ppvae.inference.result import Fit
+from ppvae.inference.svi import SVI
+from ppvae.model import Model
+from ppvae.parameters import Parameters
+
+
+def fit(
+    model: Model,
+    data: object,
+    method: Method | None = None,
+    *,
+    seed: int = 0,
+    init: Mapping[str, object] | None = None,
+    guide: guides.Guide | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fit a model to data.
+
+    model: a Model.  data: a Data, or anything that Data takes.  method: EM(...), SVI(...), ClosedForm(); None: the best that the model
+    allows (closed form, then EM, then SVI).  seed: of the start and of every draw.  init: {public name: constrained value} overrides
+    the start.  guide: a module, a function of the batch or a family's name, for SVI.  dtype: float64 where the model has closed forms,
+    float32 where it has none.  progress: called with (done, total, note).
+
+    Raises ValueError for data that the model cannot take, a method that it does not allow, and unknown names or values in `init`.
+
+    >>> import ppvae
+    >>> faithful = ppvae.load_data("faithful")
+    >>> fitted = fit(ppvae.models.GMM(n_components=2), faithful, ppvae.EM())
+    >>> fitted.status
+    'converged: the last step gained less than 1e-10 nats per row'
+    """
+    data = prepare(model, as_data(data), dtype, device)
+    method = method or best_method(model, data)
+    return run(method, model, data, start(model, data, seed, init), seed=seed, guide=guide, progress=progress)
+
+
+def prepare(model: Model, data: Data, dtype: torch.dtype | None, device: str | torch.device | None) -> Data:
+    """The data checked against the model, in the dtype and on the device of the fit."""
+    model.check(data)
+    if device is not None:
+        check_device(device)
+    return data.to(dtype or (torch.float64 if model.closed_forms is not None else torch.float32), device)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise ValueError for a device that torch does not know or that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} is not there: use 'cpu', or see torch.cuda.is_available()") from error
+
+
+def best_method(model: Model, data: Data) -> Method:
+    """The first of closed form, EM and SVI that the model allows."""
+    return next(m for m in (ClosedForm(), EM(), SVI()) if m.refusal(model, data) is None)
+
+
+def start(model: Model, data: Data, seed: int, init: Mapping[str, object] | None = None) -> Parameters:
+    """The start that every method of a seed shares."""
+    with seeded(seed) as generator:
+        theta = model.init(data, generator).to(dtype=data.dtype, device=data.device)
+    if init:
+        theta.assign(dict(init))
+    return theta
+
+
+def run(
+    method: Method,
+    model: Model,
+    data: Data,
+    theta: Parameters,
+    *,
+    seed: int,
+    guide: guides.Guide | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """One method from one start; `theta` is copied."""
+    reason = method.refusal(model, data)
+    if reason:
+        raise ValueError(reason)
+    theta = copy.deepcopy(theta)
+    began = time.perf_counter()
+    with seeded(seed, data.device):
+        outcome = method.run(Task(model, data, theta, copy.deepcopy(guide), seed, progress or (lambda done, total, note: None)))
+    seconds = outcome.history[-1]["seconds"] if outcome.history else time.perf_counter() - began
+    return Fit(
+        model=model,
+        method=method,
+        theta=theta,
+        guide=outcome.guide,
+        history=outcome.frame(),
+        status=outcome.status,
+        converged=outcome.converged,
+        seconds=seconds,
+        steps=outcome.steps,
+        seed=seed,
+        engine=outcome.engine,
+        trained_on=data.summary(),
+    )

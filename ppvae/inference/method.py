@@ -1,0 +1,91 @@
+"""What every method of fitting is: a small configuration object that runs on a task."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from ppvae.data import Data
+from ppvae.guides import Guide
+from ppvae.model import Model
+from ppvae.parameters import Parameters
+
+Progress = Callable[[int, int, str], None]
+HISTORY = ("step", "seconds", "elbo", "log_likelihood", "heldout_elbo")
+CHUNK = 4096  # rows in one pass of exact work: large enough for matrix products, small enough to stay in cache
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fit to be made: the start is in `theta`, which the method may change."""
+
+    model: Model
+    data: Data
+    theta: Parameters
+    guide: Guide | None
+    seed: int
+    progress: Progress = lambda done, total, note: None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method gives back. status: a sentence that says what to try next where something is left to try."""
+
+    guide: nn.Module
+    status: str
+    converged: bool
+    steps: int
+    engine: str
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def frame(self) -> pd.DataFrame:
+        """The history as a table, one row a logged step, NaN where a column does not apply."""
+        return pd.DataFrame(self.history, columns=list(HISTORY)).astype({"step": int})
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of fitting: its fields are its settings."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def config(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def describe(self) -> str:
+        """The method with the settings that differ from its defaults."""
+        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def refusal(self, model: Model, data: Data) -> str | None:
+        """Why this method cannot fit this model to these data, in a sentence; None if it can."""
+        return None
+
+    def run(self, task: Task) -> Outcome:
+        raise TypeError(f"{type(self).__name__} must define run(task)")
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[torch.Generator]:
+    """Torch's generators seeded within the block and put back after it; yields a CPU generator of the same seed."""
+    devices = [device] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+def floor_warning(theta: Parameters) -> str | None:
+    """A sentence for parameters that stand on their floor, where the likelihood has no maximum; None if there are none."""
+    names = theta.at_floor()
+    if not names:
+        return None
+    return (
+        f"{' and '.join(names)} stands on its floor, where the likelihood has no maximum: try another seed, fewer components or latents, "
+        "or a covariance with fewer free parameters"
+    )

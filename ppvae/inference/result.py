@@ -1,0 +1,201 @@
+"""Fit: what a method found, and everything that can be asked of it."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ppvae.data import Data, Summary, as_data
+from ppvae.exact import Posterior, kl
+from ppvae.inference.method import CHUNK, Method, seeded
+from ppvae.messages import unknown
+from ppvae.model import Model
+from ppvae.parameters import Parameters
+from ppvae.program.joint import Program
+from ppvae.program.read import read_guide
+from ppvae.scores import Scores, by_chunks, exact_log_marginal, sampled_elbo, sampled_evidence
+
+if TYPE_CHECKING:
+    from ppvae.exact import Exact
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The result of a fit: frozen.
+
+    model, method: what was fitted, and how.  theta: the parameters.  guide: q(latents | x); the exact posterior after EM.
+    history: a DataFrame (step, seconds, elbo, log_likelihood, heldout_elbo; nats per row).  status: a sentence that says what to try next.
+    converged, steps, seconds, seed.  engine: what ran, and why.  trained_on: the shape of the training data.
+    """
+
+    model: Model
+    method: Method
+    theta: Parameters
+    guide: nn.Module
+    history: pd.DataFrame = field(repr=False)
+    status: str
+    converged: bool
+    seconds: float
+    steps: int
+    seed: int
+    engine: str
+    trained_on: Summary = field(repr=False)
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """Constrained values by public name; networks by the names of their weights."""
+        values = {name: value.cpu().numpy() for name, value in self.theta.values().items()}
+        for name, network in self.theta.named_children():
+            values |= {f"{name}.{key}": value.cpu().numpy().copy() for key, value in network.state_dict().items()}
+        return values
+
+    @property
+    def program(self) -> Program:
+        """The story with these parameters: a Pyro model function of a batch."""
+        return partial(self.model.model, self.theta)
+
+    @property
+    def exact(self) -> "Exact | None":
+        """The model's closed forms, where it has a posterior and a marginal likelihood."""
+        exact = self.model.closed_forms
+        return exact if exact is not None and exact.has("posterior", "log_marginal") else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.theta.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.theta.parameters()).device
+
+    def take(self, data: object) -> Data:
+        """`data` as this fit can read it. Raises ValueError for another number of features, or values that the model refuses."""
+        data = as_data(data)
+        expected = len(self.trained_on.columns)
+        if data.n_features != expected:
+            raise ValueError(f"the fit knows {expected} features ({', '.join(self.trained_on.columns[:5])}...), the data have {data.n_features}")
+        return data.to(self.dtype, self.device)
+
+    def log_likelihood(self, data: object, draws: int = 1000, seed: int = 0) -> Scores:
+        """(N,) nats per row, log p(x_n | theta) of the observed entries: exact where the model is, else importance-sampled (`.how`)."""
+        data = self.take(data)
+        if self.exact is not None:
+            return Scores(exact_log_marginal(self.exact, self.theta, data, CHUNK))
+        with seeded(seed, self.device):
+            return sampled_evidence(self.program, self.guide, data, draws)
+
+    def elbo(self, data: object, draws: int = 100, seed: int = 0) -> Scores:
+        """(N,) nats per row, the evidence lower bound under this fit's guide: exact where the KL is, else Monte Carlo."""
+        data = self.take(data)
+        divergence = self._exact_kl(data)
+        if divergence is not None and self.exact is not None:
+            return Scores(exact_log_marginal(self.exact, self.theta, data, CHUNK) - divergence)
+        with seeded(seed, self.device):
+            return sampled_elbo(self.program, self.guide, data, draws)
+
+    def kl(self, data: object, draws: int = 100, seed: int = 0) -> Scores:
+        """(N,) nats per row, KL(q(latents | x) || p(latents | x)): exact, or log-likelihood less ELBO with the error of both."""
+        data = self.take(data)
+        divergence = self._exact_kl(data)
+        if divergence is not None:
+            return Scores(divergence)
+        evidence, bound = self.log_likelihood(data, seed=seed), self.elbo(data, draws, seed)
+        errors = [np.asarray(s.standard_error) for s in (evidence, bound) if s.standard_error is not None]
+        return Scores(np.asarray(evidence) - np.asarray(bound), np.sqrt(sum(e**2 for e in errors)), f"{evidence.how} less {bound.how}")
+
+    def _exact_kl(self, data: Data) -> Tensor | None:
+        from ppvae.exact import ExactGuide
+
+        if isinstance(self.guide, ExactGuide):
+            return data.x.new_zeros(data.n_rows)
+        if self.exact is None:
+            return None
+        parts = []
+        with torch.no_grad():
+            for batch in data.chunks(CHUNK):
+                q, p = read_guide(self.guide, batch), self.exact.posterior(self.theta, batch)
+                if q is None:
+                    return None
+                if q.component is None and not self.model.guided_component:
+                    p = p.without_component()
+                found = kl(q, p) if p is not None else None
+                if found is None:
+                    return None
+                parts.append(found)
+        return torch.cat(parts)
+
+    def posterior(self, data: object) -> Posterior:
+        """The posterior of each row's latents: exact where the model is, else the guide's. Raises ValueError where neither is readable."""
+        data = self.take(data)
+        with torch.no_grad():
+            if self.exact is not None:
+                return self.exact.posterior(self.theta, data.batch())
+            found = read_guide(self.guide, data.batch())
+        if found is None:
+            raise ValueError(f"{self.model.name}: the guide is not a Gaussian or a categorical of one site; draw from it with to_arviz")
+        return found
+
+    def transform(self, data: object) -> np.ndarray:
+        """(N, L): the posterior mean of each row's continuous latents. Raises ValueError for a model without any."""
+        posterior = self.posterior(data)
+        if posterior.latent is None:
+            raise ValueError(f"{self.model.name} has no continuous latents: use predict for its components")
+        return posterior.mean.cpu().numpy()
+
+    def predict(self, data: object) -> np.ndarray:
+        """(N,) the most probable component of each row. Raises ValueError for a model without components."""
+        posterior = self.posterior(data)
+        if posterior.component is None:
+            raise ValueError(f"{self.model.name} has no components: use transform for its continuous latents")
+        return posterior.log_weights.argmax(-1).cpu().numpy()
+
+    @property
+    def n_parameters(self) -> int:
+        """Free parameters of theta, as BIC and AIC count them."""
+        return self.model.degrees_of_freedom(self.theta)
+
+    def bic(self, data: object) -> float:
+        """Bayesian information criterion, p ln N - 2 log-likelihood (total nats; lower is better)."""
+        data = as_data(data)
+        return float(self.n_parameters * np.log(data.n_rows) - 2 * self.log_likelihood(data).sum())
+
+    def aic(self, data: object) -> float:
+        """Akaike information criterion, 2 p - 2 log-likelihood (total nats; lower is better)."""
+        return float(2 * self.n_parameters - 2 * self.log_likelihood(data).sum())
+
+    def sample(self, n: int, seed: int = 0) -> np.ndarray:
+        """(n, D) new rows from the fitted model, latents from the prior."""
+        from ppvae.criticism.predictive import blank_batch, prior_predictive
+
+        if n < 1:
+            raise ValueError(f"sample needs n >= 1, not {n}")
+        batch = blank_batch(n, len(self.trained_on.columns), self.dtype, self.device)
+        return prior_predictive(self.model, self.theta, batch, seed=seed)["x"][0].cpu().numpy()
+
+    def replicate(self, data: object, draws: int = 100, seed: int = 0, rows: str = "same") -> np.ndarray:
+        """(draws, N, D) replicated data sets: for the "same" rows (latents from the posterior) or for "new" ones (from the prior)."""
+        from ppvae.criticism.predictive import posterior_predictive, prior_predictive
+
+        batch = self.take(data).batch()
+        if rows == "same":
+            return posterior_predictive(self.model, self.theta, batch, draws, seed, self.guide)["x"].cpu().numpy()
+        if rows == "new":
+            return prior_predictive(self.model, self.theta, batch, draws, seed)["x"].cpu().numpy()
+        raise unknown("kind of rows", rows, ("same", "new"), "kinds")
+
+    def to_arviz(self, data: object, draws: int = 100, seed: int = 0):
+        """ArviZ data with posterior, posterior_predictive, log_likelihood (marginal) and observed_data; see `ppvae.criticism.arviz`."""
+        from ppvae.criticism.arviz import fit_to_arviz
+
+        return fit_to_arviz(self, self.take(data), draws=draws, seed=seed)
+
+    def save(self, folder: str | Path) -> Path:
+        """Save to a new folder (JSON and safetensors, no pickle); raises ValueError if it exists."""
+        from ppvae.saving import save
+
+        return save(self, folder)

@@ -1,0 +1,275 @@
+"""Stochastic variational inference (Hoffman et al. 2013; Kingma & Welling 2014) on a Pyro story and guide.
+
+The program is captured once as a graph of tensor operations and stepped with fused Adam (`ppvae.program.capture`); where that cannot be
+done, Pyro's own ELBO object runs at every step. Neither touches a global parameter store.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppvae import guides
+from ppvae.data import Batch, Data
+from ppvae.inference.method import Method, Outcome, Task, floor_warning
+from ppvae.inference.objectives import objective
+from ppvae.program.capture import CaptureError, capture, compiled, tensors_of
+from ppvae.program.joint import sites_of
+from ppvae.scores import exact_log_marginal
+
+LOGGED = 100  # points of the history
+WARM_UP = 0.1  # share of the steps in which the learning rate rises
+FULL_BATCH = 512  # rows: smaller data sets are used whole at every step
+
+
+@dataclass(frozen=True)
+class SVI(Method):
+    """SVI with Adam under a one-cycle schedule.
+
+    steps: gradient steps.  batch_size: rows a step (None: all rows up to 512, else 256).  particles: draws from the guide a step.
+    objective: "elbo" (`Trace_ELBO`, or `TraceEnum_ELBO` where the story enumerates a site) or "analytic_kl" (`TraceMeanField_ELBO`).
+    learning_rate: the peak (None: 0.03, or 0.003 where theta holds networks).
+    compile: "auto" captures the program where it can, and compiles the graph where that pays; True insists on both; False runs Pyro.
+    holdout: a share of the rows kept out of training; SVI stops when their smoothed ELBO has not risen for `patience` logged points (a
+        hundredth of the steps each), and keeps the parameters of the best one. 0: no early stop.
+    """
+
+    steps: int = 3000
+    batch_size: int | None = None
+    particles: int = 1
+    objective: str = "elbo"
+    learning_rate: float | None = None
+    compile: bool | str = "auto"
+    holdout: float = 0.0
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        objective(self.objective)
+        for name in ("steps", "batch_size", "particles", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"SVI needs {name} >= 1, not {value}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"SVI needs learning_rate > 0, not {self.learning_rate}")
+        if self.compile not in (True, False, "auto"):
+            raise ValueError(f"compile is True, False or 'auto', not {self.compile!r}")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"SVI's holdout is a share of the rows from 0 up to 1, not {self.holdout}")
+
+    def batch_rows(self, n_rows: int) -> int:
+        """Rows a step for a data set of `n_rows`."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return n_rows if n_rows <= FULL_BATCH else FULL_BATCH // 2
+
+    def refusal(self, model, data: Data) -> str | None:
+        if self.batch_size is not None and self.batch_size > data.n_rows:
+            return f"batch_size={self.batch_size} is larger than the data, {data.n_rows} rows: choose a smaller batch"
+        return None
+
+    def run(self, task: Task) -> Outcome:
+        data, held = (task.data, None) if self.holdout == 0 else task.data.split(self.holdout, task.seed)
+        guide = guides.build(task.model, task.theta, data, task.guide)
+        training = Training(self, task, data, held, guide)
+        training.loop()
+        warning = floor_warning(task.theta)
+        status = f"{training.status}; {warning}" if warning else training.status
+        return Outcome(guide, status, training.converged and warning is None, training.done, training.step.engine, training.history)
+
+
+def one_cycle(step: int, steps: int, peak: float) -> float:
+    """The learning rate at a step: a cosine up to the peak, then a cosine down to nearly nothing (Smith & Topin 2018)."""
+    rise = max(1.0, WARM_UP * steps)
+    if step < rise:
+        return peak * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * step / rise)))
+    fall = (step - rise) / max(1.0, steps - rise)
+    return peak * (1e-4 + (1 - 1e-4) * 0.5 * (1 + math.cos(math.pi * min(1.0, fall))))
+
+
+class Shuffled:
+    """Batches of a fixed size in shuffled order, gathered on the data's device; the whole data set when it fits one batch."""
+
+    def __init__(self, data: Data, rows: int) -> None:
+        self.data, self.rows = data, rows
+        self.whole = data.batch() if rows == data.n_rows else None
+        self.order, self.at = torch.empty(0, dtype=torch.long, device=data.device), 0
+
+    def __call__(self) -> Batch:
+        if self.whole is not None:
+            return self.whole
+        if self.at + self.rows > len(self.order):
+            self.order, self.at = torch.randperm(self.data.n_rows, device=self.data.device), 0
+        index = self.order[self.at : self.at + self.rows]
+        self.at += self.rows
+        return self.data.batch(index)
+
+
+class Step:
+    """Loss (negative objective, nats per row) of a batch, with its gradients left on the parameters; `engine` says how it runs."""
+
+    def __init__(self, method: SVI, task: Task, guide: nn.Module, batch: Batch) -> None:
+        self.program = partial(task.model.model, task.theta)
+        self.guide, self.method = guide, method
+        self.module = nn.ModuleDict({"theta": task.theta, "guide": guide})
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.enumerated = any(
+            site["infer"].get("enumerate") == "parallel" for p in (self.program, guide) for site in sites_of(p, batch).values()
+        )
+        self.objective = objective(method.objective)
+        self.run, self.engine = self._choose(batch)
+
+    def _choose(self, batch: Batch) -> tuple[Callable[[Batch], Tensor], str]:
+        if self.method.compile is False:
+            return self._plain(batch), "plain Pyro, as asked"
+        stuck = [n for n, s in sites_of(self.guide, batch).items() if not s["fn"].has_rsample and not s["infer"].get("enumerate")]
+        if stuck:
+            return self._plain(batch), f"plain Pyro: site {stuck[0]!r} has no reparametrised gradient, so Pyro's score-function estimator is used"
+        try:
+            graph = capture(self.module, self.loss, batch)
+        except CaptureError as error:
+            if self.method.compile is True:
+                raise ValueError(f"compile=True, but the story or guide cannot be captured ({error}): use compile='auto'") from error
+            return self._plain(batch), f"plain Pyro: the program could not be captured ({error})"
+        if self.method.compile is True:
+            return partial(self._captured, compiled(graph)), "captured and compiled"
+        return partial(self._captured, graph), "captured"
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The objective as a tensor program, nats per row."""
+        draws = None if self.method.particles == 1 else self.method.particles
+        return -self.objective.rows(self.program, self.guide, batch, draws).mean()
+
+    def _plain(self, batch: Batch) -> Callable[[Batch], Tensor]:
+        elbo = self.objective.plain(self.enumerated, self.method.particles)
+
+        def run(batch: Batch) -> Tensor:
+            with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False):
+                loss = elbo.differentiable_loss(self.program, self.guide, batch) / batch.n_total
+                gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+            self._leave(gradients)
+            return loss.detach()
+
+        return run
+
+    def _captured(self, graph: Callable, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            loss, gradients = graph(self.parameters, tensors_of(batch))
+        self._leave(gradients)
+        return loss
+
+    def _leave(self, gradients) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+
+class Training:
+    """The loop: batches, steps, the schedule, and a log that never waits for the device between its points."""
+
+    def __init__(self, method: SVI, task: Task, data: Data, held: Data | None, guide: nn.Module) -> None:
+        self.method, self.task, self.data, self.held = method, task, data, held
+        self.batches = Shuffled(data, min(method.batch_rows(data.n_rows), data.n_rows))
+        self.began = time.perf_counter()
+        self.step = Step(method, task, guide, self.batches())
+        has_networks = any(True for m in task.theta.children() for _ in m.parameters())
+        self.peak = method.learning_rate or (0.003 if has_networks else 0.03)
+        self.optimizer = torch.optim.Adam(self.step.parameters, self.peak, betas=(0.9, 0.99), fused=True) if self.step.parameters else None
+        self.paused, self.done, self.history = 0.0, 0, []
+        self.status, self.converged = "", True
+        self.smoothed: list[float] = []
+        self.best, self.best_state = -math.inf, None
+
+    def loop(self) -> None:
+        """Train; ends with the parameters of the last finite point, or of the best held-out one."""
+        steps, every = self.method.steps, max(1, self.method.steps // LOGGED)
+        losses: list[Tensor] = []
+        last_good = self._state()
+        self.log([])
+        for step in range(steps):
+            self._set_rate(one_cycle(step, steps, self.peak))
+            try:
+                losses.append(self.step.run(self.batches()))
+                if self.optimizer is not None:
+                    self.optimizer.step()
+            except torch.linalg.LinAlgError:
+                losses.append(torch.tensor(math.nan))
+            self.done = step + 1
+            if self.done % every == 0 or self.done == steps:
+                if not self.log(losses):
+                    self._restore(last_good)
+                    self.converged = False
+                    self.status = (
+                        f"stopped: the ELBO was no longer finite by step {self.done} (the parameters are those of step {self.history[-1]['step']}); "
+                        f"try a lower learning_rate than {self.peak:g}, more particles or another seed"
+                    )
+                    return
+                losses, last_good = [], self._state()
+                if self._should_stop():
+                    self._restore(self.best_state)
+                    self.status = f"stopped early at step {self.done}: the held-out ELBO no longer rises (best {self.best:.4f} nats per row)"
+                    return
+        if self.best_state is not None:
+            self._restore(self.best_state)
+        self.status = self._final_status()
+
+    def log(self, losses: list[Tensor]) -> bool:
+        """Add a point to the history; False where the objective is no longer finite. Its own time is not counted as training."""
+        paused = time.perf_counter()
+        seconds = paused - self.began - self.paused
+        elbo = -float(torch.stack(losses).mean()) if losses else math.nan
+        point = {"step": self.done, "seconds": seconds, "elbo": elbo}
+        exact = self.task.model.closed_forms
+        finite = not losses or math.isfinite(elbo)
+        if finite and exact is not None and exact.has("log_marginal"):
+            point["log_likelihood"] = float(exact_log_marginal(exact, self.task.theta, self.task.data).mean())
+        if finite and self.held is not None:
+            point["heldout_elbo"] = self._heldout()
+        if finite:
+            self.history.append(point)
+        self.task.progress(self.done, self.method.steps, f"ELBO {elbo:.4f} nats per row" if losses else "")
+        self.paused += time.perf_counter() - paused
+        return finite
+
+    @torch.no_grad()
+    def _heldout(self) -> float:
+        assert self.held is not None
+        draws = self.step.objective.rows(self.step.program, self.step.guide, self.held.batch(), 10)
+        return float(draws.mean())
+
+    def _should_stop(self) -> bool:
+        if self.held is None:
+            return False
+        recent = [p["heldout_elbo"] for p in self.history[-5:] if "heldout_elbo" in p]
+        self.smoothed.append(sum(recent) / len(recent))
+        if self.smoothed[-1] > self.best:
+            self.best, self.best_state = self.smoothed[-1], self._state()
+        return len(self.smoothed) - 1 - self.smoothed.index(max(self.smoothed)) >= self.method.patience
+
+    def _final_status(self) -> str:
+        """Whether the end looks settled: the exact score where there is one, else the ELBO, against a tenth of the run earlier."""
+        key = "log_likelihood" if "log_likelihood" in self.history[-1] else "elbo"
+        last = [p[key] for p in self.history if p["step"] > 0][-(LOGGED // 10) :]
+        gain = sum(last[len(last) // 2 :]) / max(1, len(last) - len(last) // 2) - sum(last[: len(last) // 2]) / max(1, len(last) // 2)
+        self.converged = len(last) < 4 or gain < 0.01 + 0.001 * abs(last[-1])
+        if len(last) < 4:
+            return "ran all its steps"
+        if self.converged:
+            return "ran all its steps; the ELBO has settled"
+        return f"ran all its steps, but the ELBO still rises ({gain:.2g} nats per row lately): raise steps"
+
+    def _set_rate(self, rate: float) -> None:
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+    def _state(self) -> dict[str, Tensor]:
+        return copy.deepcopy(self.step.module.state_dict())
+
+    def _restore(self, state: dict[str, Tensor] | None) -> None:
+        assert state is not None
+        self.step.module.load_state_dict(state)

@@ -1,0 +1,28 @@
+"""The words of an error: one sentence that names the thing and the remedy."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def unknown(kind: str, name: str, options: Iterable[str], plural: str | None = None) -> ValueError:
+    """The error for a name that is not one of `options`, with the nearest ones.
+
+    >>> str(unknown("model", "gmn", ["gmm", "ppca"]))
+    "unknown model 'gmn': did you mean 'gmm'? (models: gmm, ppca)"
+    """
+    options = sorted(options)
+    near = get_close_matches(name.lower(), options, n=2, cutoff=0.5)
+    hint = f": did you mean {' or '.join(repr(n) for n in near)}?" if near else ":"
+    return ValueError(f"unknown {kind} {name!r}{hint} ({plural or kind + 's'}: {', '.join(options) or 'none'})")
+
+
+def few(names: Iterable[object], most: int = 5) -> str:
+    """The first names of a list, as a person would read them out.
+
+    >>> few(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    names = [str(n) for n in names]
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else "none"

@@ -1,0 +1,178 @@
+"""Theta: the parameters of a story, one object that both SVI and EM work on.
+
+SVI steps on unconstrained tensors, EM assigns constrained ones. Each parameter is stored once, unconstrained and in the data's own
+units, and read constrained by its public name, so the two views cannot drift apart.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+_RAW = "raw_"
+
+
+@dataclass(frozen=True)
+class Constrained:
+    """A start for one parameter.
+
+    value: the constrained tensor, any shape.
+    constraint: where it must stay, a `torch.distributions.constraints` object.
+    unit: the size of one natural step, broadcast over `value`: an optimiser sees `value / unit`, so a column in metres and one in
+        millimetres train alike.
+    floor: in units; a positive value stays above it, a covariance keeps every eigenvalue (of the covariance in units) above it.
+    """
+
+    value: Tensor
+    constraint: constraints.Constraint = constraints.real
+    unit: Tensor | float = 1.0
+    floor: float = 0.0
+
+
+class Parameters(nn.Module):
+    """Constrained tensors by name, and networks by name.
+
+    >>> theta = Parameters(mean=torch.zeros(2), noise_variance=Constrained(torch.tensor(4.0), constraints.positive))
+    >>> theta.noise_variance.item(), theta.trainable
+    (4.0, ('mean', 'noise_variance'))
+    >>> theta.assign({"noise_variance": torch.tensor(2.0)})
+    >>> round(theta.noise_variance.item(), 6)
+    2.0
+    """
+
+    def __init__(self, **values: Tensor | Constrained | nn.Module) -> None:
+        super().__init__()
+        self._constraints: dict[str, constraints.Constraint] = {}
+        for name, value in values.items():
+            if isinstance(value, nn.Module):
+                self.add_module(name, value)
+                continue
+            start = value if isinstance(value, Constrained) else Constrained(value)
+            self._constraints[name] = start.constraint
+            like = {"dtype": start.value.dtype, "device": start.value.device}
+            self.register_buffer(f"unit_{name}", torch.as_tensor(start.unit, **like).detach().clone())
+            self.register_buffer(f"floor_{name}", torch.as_tensor(start.floor, **like))
+            self.register_parameter(_RAW + name, nn.Parameter(self._raw(name, start.value.detach())))
+
+    def __getattr__(self, name: str):
+        known = self.__dict__.get("_constraints", {})
+        if name not in known:
+            return super().__getattr__(name)
+        raw = super().__getattr__(_RAW + name)
+        unit, floor = super().__getattr__(f"unit_{name}"), super().__getattr__(f"floor_{name}")
+        return (transform_to(known[name])(raw) + _at_floor(known[name], floor, raw)) * unit
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The constrained parameters' public names (networks are modules, read as attributes)."""
+        return tuple(self._constraints)
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The names that a fit may change: those whose tensors require a gradient."""
+        return tuple(n for n in self._constraints if super(Parameters, self).__getattr__(_RAW + n).requires_grad)
+
+    def freeze(self, *names: str) -> "Parameters":
+        """Keep these parameters at their present values in every method; returns self."""
+        for name in names:
+            self.get_parameter(_RAW + name).requires_grad_(False)
+        return self
+
+    def constraint(self, name: str) -> constraints.Constraint:
+        return self._constraints[name]
+
+    def values(self) -> dict[str, Tensor]:
+        """Constrained values by public name, detached."""
+        with torch.no_grad():
+            return {name: getattr(self, name).clone() for name in self._constraints}
+
+    def assign(self, values: dict[str, Tensor]) -> None:
+        """Set constrained values by name; shapes and constraints are checked.
+
+        Raises ValueError for an unknown name, a wrong shape, a value that is not finite or one outside its constraint.
+        """
+        for name, value in values.items():
+            raw = self._checked_slot(name)
+            value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
+            if value.shape != getattr(self, name).shape:
+                raise ValueError(f"parameter {name!r} has shape {tuple(getattr(self, name).shape)}, not {tuple(value.shape)}")
+            if not torch.isfinite(value).all():
+                raise ValueError(f"parameter {name!r} must be finite, but its new value is not")
+            if not _satisfies(self._constraints[name], value):
+                raise ValueError(f"parameter {name!r} is outside its constraint ({_words(self._constraints[name])})")
+            with torch.no_grad():
+                raw.copy_(self._raw(name, value))
+
+    def _checked_slot(self, name: str) -> nn.Parameter:
+        if name not in self._constraints:
+            from ppvae.messages import unknown
+
+            raise unknown("parameter", name, self._constraints)
+        return self.get_parameter(_RAW + name)
+
+    def _raw(self, name: str, value: Tensor) -> Tensor:
+        constraint, floor = self._constraints[name], getattr(self, f"floor_{name}")
+        scaled = value / getattr(self, f"unit_{name}")
+        if floor == 0:
+            return transform_to(constraint).inv(scaled).contiguous()
+        # At its floor a value sits on the edge of the constraint, where the inverse is infinite: stay one part in 10^6 of the floor inside.
+        above = scaled - _at_floor(constraint, floor, scaled)
+        inside = clip_eigenvalues(above, 1e-6 * floor) if _is_matrix(constraint) else above.clamp(min=1e-6 * floor)
+        return transform_to(constraint).inv(inside).contiguous()
+
+    def at_floor(self) -> list[str]:
+        """Parameters that stand on their floor, as `name` or `name[k]`."""
+        found = []
+        for name, value in self.values().items():
+            floor = getattr(self, f"floor_{name}")
+            if floor == 0:
+                continue
+            scaled = value / getattr(self, f"unit_{name}")
+            low = torch.linalg.eigvalsh(scaled)[..., 0] if _is_matrix(self._constraints[name]) else scaled
+            places = (low < 1.01 * floor).nonzero().tolist()
+            found += [f"{name}[{', '.join(map(str, p))}]" if p else name for p in places]
+        return found
+
+    def degrees_of_freedom(self) -> int:
+        """How many free numbers: K - 1 for a simplex of K, D (D + 1) / 2 for a covariance, every weight of a network."""
+        free = sum(p.numel() for m in self.children() for p in m.parameters() if p.requires_grad)
+        for name in self.trainable:
+            value, constraint = getattr(self, name), self._constraints[name]
+            if isinstance(constraint, type(constraints.simplex)):
+                free += value.numel() - value.numel() // value.shape[-1]
+            elif _is_matrix(constraint):
+                free += value.numel() // value.shape[-1] * (value.shape[-1] + 1) // 2
+            else:
+                free += value.numel()
+        return free
+
+
+def clip_eigenvalues(covariance: Tensor, floor: Tensor | float) -> Tensor:
+    """The nearest symmetric matrix (..., D, D) whose eigenvalues are at least `floor`.
+
+    Among covariances bounded below by floor I it is also the one of highest Gaussian likelihood for a sample covariance, so an M-step
+    that ends with it is still an exact (constrained) maximum and EM still ascends.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    if bool((values >= floor).all()):
+        return covariance
+    return (vectors * values.clamp(min=floor).unsqueeze(-2)) @ vectors.mT
+
+
+def _is_matrix(constraint: constraints.Constraint) -> bool:
+    return isinstance(constraint, type(constraints.positive_definite))  # a copied Parameters holds copied constraints
+
+
+def _at_floor(constraint: constraints.Constraint, floor: Tensor, like: Tensor) -> Tensor:
+    return floor * torch.eye(like.shape[-1], dtype=like.dtype, device=like.device) if _is_matrix(constraint) else floor
+
+
+def _satisfies(constraint: constraints.Constraint, value: Tensor) -> bool:
+    if _is_matrix(constraint):  # torch checks symmetry to 1e-6 absolute, which fails in large units
+        return torch.allclose(value, value.mT, rtol=1e-6) and bool((torch.linalg.cholesky_ex(value).info == 0).all())
+    return bool(constraint.check(value).all())
+
+
+def _words(constraint: constraints.Constraint) -> str:
+    return type(constraint).__name__.strip("_") if not hasattr(constraint, "lower_bound") else f"above {constraint.lower_bound}"

@@ -1,0 +1,72 @@
+"""A Pyro program at compiled speed: run it once, keep the tensor operations, run those.
+
+Pyro interprets its program again at every step. Here the program runs once under `make_fx`, which records the tensor operations of the
+loss and its gradient as a flat graph; random draws are operations of the graph, so each call draws anew. The graph runs as it is, or
+compiled by `torch.compile`.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppvae.data import Batch
+
+Loss = Callable[[Batch], Tensor]
+
+
+class CaptureError(RuntimeError):
+    """The program cannot be recorded as a graph; the message says why."""
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    return [t for t in (batch.x, batch.observed, batch.index, batch.context) if t is not None]
+
+
+def batch_from(tensors: list[Tensor], like: Batch) -> Batch:
+    """The batch whose tensors these are; its other facts are `like`'s."""
+    x, observed, index, *context = tensors
+    return replace(like, x=x, observed=observed, index=index, context=context[0] if context else None)
+
+
+def capture(module: nn.Module, loss: Loss, batch: Batch) -> Callable[[list[Tensor], list[Tensor]], tuple[Tensor, list[Tensor]]]:
+    """Record `loss(batch)`, which reads the parameters of `module`, together with its gradient.
+
+    Returns a graph (parameters, batch tensors) -> (loss, gradients), for batches shaped as this one. Raises CaptureError where the
+    program branches on its data or samples a site that has no reparametrised gradient.
+    """
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    parameters = [p.detach().clone().requires_grad_() for p in module.parameters() if p.requires_grad]
+    frame = _Frame(module, loss, batch)
+
+    def loss_and_gradients(values: list[Tensor], tensors: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        value = torch.func.functional_call(frame, {f"module.{n}": v for n, v in zip(names, values, strict=True)}, (tensors,))
+        return value.detach(), torch.autograd.grad(value, values, materialize_grads=True)
+
+    try:
+        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            graph = make_fx(loss_and_gradients)(parameters, tensors_of(batch))
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise CaptureError(str(error).strip().splitlines()[0]) from error
+    return graph
+
+
+def compiled(graph: Callable) -> Callable:
+    """The graph through torch.compile; the first call compiles, and raises where no C++ compiler is at hand."""
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    return torch.compile(graph, dynamic=False)
+
+
+class _Frame(nn.Module):
+    """Lets `functional_call` swap the parameters that a loss reads through its closure."""
+
+    def __init__(self, module: nn.Module, loss: Loss, like: Batch) -> None:
+        super().__init__()
+        self.module, self.loss, self.like = module, loss, like
+
+    def forward(self, tensors: list[Tensor]) -> Tensor:
+        return self.loss(batch_from(tensors, self.like))

@@ -1,0 +1,35 @@
+"""Reading a guide: what it says of each row, as a Posterior."""
+
+import pyro
+import torch
+from pyro import poutine
+from torch import nn
+
+from ppvae.data import Batch
+from ppvae.exact import Posterior
+from ppvae.program.joint import is_row_site, random_sites
+
+
+def read_guide(guide: nn.Module, batch: Batch) -> Posterior | None:
+    """The guide's distribution of each row's latents, or None where it is not one Gaussian site, one categorical site, or nothing.
+
+    A guide that samples nothing gives a Posterior with neither part.
+    """
+    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        sites = random_sites(poutine.trace(guide).get_trace(batch))
+    if not sites:
+        return Posterior(batch.x.new_zeros(batch.size, 1), batch.x.new_zeros(batch.size, 1, 0), batch.x.new_zeros(1, 1, 0, 0))
+    if len(sites) > 1:
+        return None
+    ((name, site),) = sites.items()
+    fn = site["fn"]
+    if not is_row_site(site):
+        return None
+    if isinstance(fn, pyro.distributions.Categorical):
+        return Posterior.categorical(fn.logits.log_softmax(-1).expand(batch.size, -1), name)
+    if isinstance(fn, pyro.distributions.MultivariateNormal):
+        return Posterior.gaussian(fn.loc.expand(batch.size, -1), fn.scale_tril, name)
+    base = getattr(fn, "base_dist", None)
+    if isinstance(base, pyro.distributions.Normal) and fn.event_dim == 1:
+        return Posterior.gaussian(base.loc.expand(batch.size, -1), torch.diag_embed(base.scale.expand(batch.size, -1)), name)
+    return None

@@ -1,0 +1,126 @@
+"""Save and load: JSON for what a person may read, safetensors for tensors. Nothing is pickled."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ppvae import guides
+from ppvae.data import Summary
+from ppvae.exact import ExactGuide
+from ppvae.inference.fit import start
+from ppvae.inference.result import Fit
+from ppvae.registry import load_method, load_model, source_of
+
+FORMAT = 1
+FILES = ("fit.json", "tensors.safetensors", "history.csv")
+
+
+def save(fit: Fit, folder: str | Path) -> Path:
+    """Write the fit into a new folder, whole or not at all.
+
+    Raises ValueError if the folder exists, if its parent does not, or if the guide was passed as code that a new process could not find.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: choose another folder, or remove it")
+    if not folder.absolute().parent.is_dir():
+        raise ValueError(f"{folder.absolute().parent} is not a folder: make it first")
+    about = {
+        "format": FORMAT,
+        "model": {"source": source_of(fit.model), "config": fit.model.config()},
+        "method": {"name": fit.method.name, "config": fit.method.config()},
+        "guide": _guide_recipe(fit),
+        "dtype": str(fit.dtype).removeprefix("torch."),
+        "status": fit.status,
+        "converged": fit.converged,
+        "seconds": fit.seconds,
+        "steps": fit.steps,
+        "seed": fit.seed,
+        "engine": fit.engine,
+        "trained_on": asdict(fit.trained_on),
+    }
+    tensors = nn.ModuleDict({"theta": fit.theta, "guide": fit.guide}).state_dict()
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as scratch:
+        (Path(scratch) / FILES[0]).write_text(json.dumps(about, indent=1))
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, Path(scratch) / FILES[1])
+        fit.history.to_csv(Path(scratch) / FILES[2], index=False)
+        made = Path(scratch) / "fit"
+        made.mkdir()
+        for name in FILES:
+            shutil.move(Path(scratch) / name, made / name)
+        os.rename(made, folder)
+    return folder
+
+
+def load(folder: str | Path) -> Fit:
+    """A fit that predicts bit for bit as the one that was saved, on the CPU.
+
+    Raises ValueError for a folder that is missing, damaged, or not a saved fit.
+
+    >>> import ppvae, tempfile, pathlib
+    >>> faithful = ppvae.load_data("faithful")
+    >>> fit = ppvae.fit(ppvae.models.GMM(), faithful)
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     again = ppvae.load(fit.save(pathlib.Path(place) / "fit"))
+    >>> bool((again.log_likelihood(faithful) == fit.log_likelihood(faithful)).all())
+    True
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder with a saved fit")
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} is not a saved fit: {missing[0]} is missing")
+    try:
+        about = json.loads((folder / FILES[0]).read_text())
+        if about["format"] != FORMAT:
+            raise ValueError(f"{folder} was saved in format {about['format']}, this version reads format {FORMAT}")
+        tensors = load_file(folder / FILES[1])
+        history = pd.read_csv(folder / FILES[2])
+        return _rebuild(about, tensors, history)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged or not a saved fit ({type(error).__name__}: {str(error).splitlines()[0][:120]})") from error
+
+
+def _rebuild(about: dict[str, Any], tensors: dict[str, torch.Tensor], history: pd.DataFrame) -> Fit:
+    model = load_model(about["model"]["source"], **_tuples(about["model"]["config"]))
+    summary = Summary(**_tuples(about["trained_on"]))
+    sketch = summary.sketch().to(getattr(torch, about["dtype"]))
+    theta = start(model, sketch, 0)
+    recipe = about["guide"]
+    guide: nn.Module = ExactGuide(model, theta) if recipe == "exact" else guides.build(model, theta, sketch, _family(recipe))
+    nn.ModuleDict({"theta": theta, "guide": guide}).load_state_dict(tensors)
+    method = load_method(about["method"]["name"], **_tuples(about["method"]["config"]))
+    kept = {name: about[name] for name in ("status", "converged", "seconds", "steps", "seed", "engine")}
+    return Fit(model=model, method=method, theta=theta, guide=guide, history=history, trained_on=summary, **kept)
+
+
+def _guide_recipe(fit: Fit) -> object:
+    """How to build the guide again: the exact posterior, a family, or (None) what the model's own `guide` gives."""
+    if isinstance(fit.guide, ExactGuide):
+        return "exact"
+    if isinstance(fit.guide, guides.Amortized):
+        return asdict(fit.guide.family)
+    own = fit.model.guide(fit.trained_on.sketch())
+    if type(own) is type(fit.guide):
+        return None
+    raise ValueError(f"the guide is a {type(fit.guide).__name__} of your own: return it from the model's guide(self, data), so that load can build it again")
+
+
+def _family(recipe: dict | None) -> guides.Family | None:
+    return None if recipe is None else guides.Family(recipe["name"], tuple(recipe["hidden"]))
+
+
+def _tuples(config: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples that they were."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}

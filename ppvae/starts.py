@@ -1,0 +1,37 @@
+"""Starting points that several models share."""
+
+import torch
+from torch import Tensor
+
+from ppvae.data import Data
+
+MOST_ROWS = 20_000  # enough to place the centres; a start must not take longer than the fit
+
+
+def kmeans_partition(data: Data, n_components: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """weights (K,), means (K, D) and covariances (K, D, D) of a k-means partition of standardised rows, started by k-means++.
+
+    Missing entries count as their column's mean, for this start only. Each covariance is shrunk towards the pooled within-cluster one
+    with the weight of D + 1 rows, so that a cluster of a single row has a usable covariance too.
+    """
+    from sklearn.cluster import KMeans
+
+    rows = data.standardized()
+    if len(rows) > MOST_ROWS:
+        rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_ROWS].to(rows.device)]
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    found = KMeans(n_components, n_init=1, random_state=seed).fit(rows.cpu().numpy())
+    member = torch.nn.functional.one_hot(torch.as_tensor(found.labels_, device=rows.device).long(), n_components).to(rows)
+    count = member.sum(0).clamp(min=1.0)
+    centres = member.mT @ rows / count[:, None]
+    residual = rows - member @ centres
+    scatter = torch.einsum("nk,nd,ne->kde", member, residual, residual)
+    features = rows.shape[1]
+    pooled = scatter.sum(0) / len(rows) + 1e-3 * torch.eye(features, dtype=rows.dtype, device=rows.device)
+    prior = features + 1
+    covariances = (scatter + prior * pooled) / (count[:, None, None] + prior)
+    return (
+        count / count.sum(),
+        data.mean + centres * data.scale,
+        covariances * data.scale.unsqueeze(-1) * data.scale,
+    )
