@@ -1,0 +1,91 @@
+"""The one place that knows ArviZ's versions: 0.23 (`InferenceData`) and 1.x (`xarray.DataTree`).
+
+`to_arviz` takes arrays alone. `fit_to_arviz` says what a fit's groups mean.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ppvae.data import Data
+    from ppvae.inference.result import Fit
+
+Groups = dict[str, dict[str, np.ndarray]]
+
+
+def to_arviz(groups: Groups, dims: dict[str, list[str]] | None = None, coords: dict[str, Any] | None = None):
+    """Named arrays as ArviZ's container: `InferenceData` in ArviZ 0.23, `DataTree` in 1.x.
+
+    groups: {group: {name: array}}. Sampled groups have (chains, draws, ...) in front; groups named `..._data` have neither.
+    dims: {name: the names of its other axes}.  coords: {axis: its labels}.
+    Read a group as `container["posterior"]` in both.
+
+    >>> container = to_arviz({"posterior": {"z": np.zeros((1, 4, 3))}}, dims={"z": ["row"]})
+    >>> container["posterior"]["z"].dims
+    ('chain', 'draw', 'row')
+    """
+    arviz = _quietly_imported()
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        return arviz.from_dict(groups, dims=dims, coords=coords)
+    return arviz.from_dict(**groups, dims=dims, coords=coords)
+
+
+def _quietly_imported() -> ModuleType:
+    """ArviZ 0.23 greets the first import of a day with a FutureWarning about 1.0, which this module takes care of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+        return importlib.import_module("arviz")
+
+
+def fit_to_arviz(fit: Fit, data: Data, draws: int = 100, seed: int = 0):
+    """A fit on `data` for ArviZ, S draws in one chain. Rows in which nothing is observed are left out.
+
+    posterior: the latents of each row, `z` (row, latent) and `component` (row), from the exact posterior or the guide.
+    posterior_predictive: `x` (row, feature), the same rows again; NaN where the data are missing, so that plots compare like with like.
+    log_likelihood: `log_marginal` (row), nats: log p(x_n | theta), the latents integrated out.
+    observed_data: `x`, NaN where missing.  constant_data: theta, a point estimate, under its public names.
+
+    A point estimate has no draws, and with a constant log-likelihood leave-one-out scores would see no overfitting. So where the model has
+    an exact marginal, theta in `log_likelihood` varies by its large-sample law (`ppvae.criticism.leverage`): `az.loo` then estimates the
+    score of rows left out, and its p the number of parameters that the data identify. Elsewhere the log-likelihood is an importance
+    sampling estimate and varies by its standard error alone: p is near 0, and only held-out rows show overfitting.
+    A story without latents has theta itself, repeated, as its posterior.
+    """
+    from ppvae.criticism.predictive import latent_sites, posterior_predictive
+    from ppvae.program.joint import is_row_site
+
+    rows = data.observed.any(1).nonzero().squeeze(1)
+    data = data.take(rows)
+    sites = posterior_predictive(fit.model, fit.theta, data.batch(), draws, seed, fit.guide)
+    drawn = {name: value.cpu().numpy() for name, value in sites.items()}
+    latents = {name: drawn[name] for name in drawn if name != "x"}
+    holes = ~data.observed.cpu().numpy()
+    sampled: Groups = {
+        "posterior": latents or {name: np.broadcast_to(value, (draws, *np.shape(value))) for name, value in fit.params.items()},
+        "posterior_predictive": {"x": np.where(holes, np.nan, drawn["x"])},
+        "log_likelihood": {"log_marginal": _log_likelihood(fit, data, draws, seed)},
+    }
+    groups = {group: {name: value[np.newaxis] for name, value in values.items()} for group, values in sampled.items()}
+    groups |= {"observed_data": {"x": data.numpy()}, "constant_data": fit.params}
+    dims = {"x": ["row", "feature"], "log_marginal": ["row"]}
+    for name, site in latent_sites(fit.model, fit.theta, data.batch()).items():
+        if is_row_site(site):
+            dims[name] = ["row", *("latent" if name == "z" else f"{name}_{axis}" for axis in range(drawn[name].ndim - 2))]
+    return to_arviz(groups, dims, {"row": rows.cpu().numpy(), "feature": list(data.columns)})
+
+
+def _log_likelihood(fit: Fit, data: Data, draws: int, seed: int) -> np.ndarray:
+    """(S, N): log p(x_n | theta) with the spread that `fit_to_arviz` describes."""
+    from ppvae.criticism.leverage import log_likelihood_draws
+
+    if fit.exact is not None:
+        return log_likelihood_draws(fit.exact.log_marginal, fit.theta, data, draws, seed).cpu().numpy()
+    scores = fit.log_likelihood(data)
+    noise = np.random.default_rng(seed).standard_normal((draws, len(scores)))
+    return np.asarray(scores) + noise * scores.standard_error

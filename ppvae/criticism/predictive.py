@@ -1,0 +1,155 @@
+"""Predictive draws: a story run forwards, for new rows or for the same rows again.
+
+    new rows    z ~ p(z),      x_rep ~ p(x | z)      prior predictive
+    same rows   z ~ p(z | x),  x_rep ~ p(x | z)      posterior predictive
+
+S draws of N rows are run as one batch of S N rows: whatever the story does with rows (networks, convolutions, plates inside the plate
+over rows) it does to all draws at once, and it need not broadcast over anything else.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.discrete import infer_discrete
+from torch import Tensor, nn
+
+from ppvae.data import Batch
+from ppvae.inference.method import seeded
+from ppvae.messages import few
+from ppvae.model import Model
+from ppvae.parameters import Parameters
+from ppvae.program.joint import Program, is_row_site, random_sites, sites_of
+
+Draws = dict[str, Tensor]
+
+# Entries of x in one run of the story: 16 MiB in float64, and a network's hidden layers a few times that.
+ENTRIES_PER_RUN = 2**21
+
+
+def blank_batch(n_rows: int, n_features: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Batch:
+    """Rows of zeros, every entry observed: the shape of n_rows rows that are yet to be drawn."""
+    x = torch.zeros(n_rows, n_features, dtype=dtype, device=device)
+    return Batch(x, torch.ones_like(x, dtype=torch.bool), torch.arange(n_rows, device=device), n_rows)
+
+
+def prior_predictive(model: Model, theta: Parameters, batch: Batch, draws: int = 1, seed: int = 0) -> Draws:
+    """Every site of the story for new rows, S times: {"x": (S, B, D), "z": (S, B, L), ...}.
+
+    Of `batch` only the shape and the context are used. The global random state is left as it was.
+    """
+    return _joined(new_rows(model, theta, batch, draws, seed), 0)
+
+
+def posterior_predictive(
+    model: Model, theta: Parameters, batch: Batch, draws: int = 1, seed: int = 0, guide: nn.Module | None = None
+) -> Draws:
+    """Every site of the story for the same rows, S times: {"x": (S, B, D), "z": (S, B, L), ...}.
+
+    The latents come from the exact posterior where the model gives one, else from the guide; discrete sites that neither samples come from
+    their exact conditional, by enumeration. All D entries of a row are drawn, also the missing ones. The global random state is left as
+    it was. Raises ValueError for a continuous latent that neither samples.
+    """
+    return _joined(same_rows(model, theta, batch, draws, seed, guide), 0)
+
+
+def new_rows(model: Model, theta: Parameters, batch: Batch, draws: int, seed: int) -> Iterator[Draws]:
+    """`prior_predictive` in blocks of draws."""
+    return _blocks(model, theta, batch, draws, seed, lambda part, s: {})
+
+
+def same_rows(model: Model, theta: Parameters, batch: Batch, draws: int, seed: int, guide: nn.Module | None) -> Iterator[Draws]:
+    """`posterior_predictive` in blocks of draws."""
+    return _blocks(model, theta, batch, draws, seed, partial(_posterior_draws, model, theta, guide))
+
+
+def latent_sites(model: Model, theta: Parameters, batch: Batch) -> dict[str, dict]:
+    """The story's latent sites by name."""
+    return {name: site for name, site in sites_of(partial(model.model, theta), batch).items() if not site["is_observed"]}
+
+
+def _blocks(
+    model: Model, theta: Parameters, batch: Batch, draws: int, seed: int, latents_of: Callable[[Batch, int], Draws]
+) -> Iterator[Draws]:
+    """{site: (s, B, ...)} in blocks whose s add up to S: at most ENTRIES_PER_RUN entries of x, or one draw, at a time."""
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, not {draws}")
+    shared = {name for name, site in latent_sites(model, theta, batch).items() if not is_row_site(site)}
+    # A latent that all rows share is drawn once a run, so one run is then one draw of all rows.
+    at_once = 1 if shared else max(1, ENTRIES_PER_RUN // batch.x.numel())
+    rows_at_once = batch.size if shared else max(1, ENTRIES_PER_RUN // batch.x.shape[1])
+    for start in range(0, draws, at_once):
+        s = min(at_once, draws - start)
+        with seeded(_block_seed(seed, start), batch.x.device), torch.no_grad():
+            parts = [_forwards(model, theta, part, s, latents_of(part, s)) for part in _parts(batch, rows_at_once)]
+        # A shared latent has no dim of rows; its block is one draw in one part.
+        yield {name: parts[0][name].unsqueeze(0) for name in shared} | _joined(
+            ({name: _by_draw(value, s) for name, value in part.items() if name not in shared} for part in parts), 1
+        )
+
+
+def _forwards(model: Model, theta: Parameters, batch: Batch, s: int, latents: Draws) -> Draws:
+    """The story once over s copies of the rows, with `latents` {site: (s B, ...)} held fixed."""
+    whole = replace(batch, observed=torch.ones_like(batch.observed), complete=True)
+    story = poutine.uncondition(partial(model.model, theta))
+    drawn = _values(poutine.condition(story, data=latents), _repeated(whole, s))
+    if "x" not in drawn:
+        raise ValueError(f"{model.name}: the story has no site 'x': observe the rows as pyro.sample('x', ..., obs=batch.x)")
+    return drawn
+
+
+def _posterior_draws(model: Model, theta: Parameters, guide: nn.Module | None, batch: Batch, s: int) -> Draws:
+    """{site: (s B, ...)}: the story's latents given each row's observed entries."""
+    exact, repeated = model.closed_forms, _repeated(batch, s)
+    if exact is not None and exact.has("posterior"):
+        drawn = {name: value.flatten(0, 1) for name, value in exact.posterior(theta, batch).sample(s).items()}
+    else:
+        drawn = {} if guide is None else _values(guide, repeated)
+    left = {name: site for name, site in latent_sites(model, theta, batch).items() if name not in drawn}
+    if not left:
+        return drawn
+    unguided = [name for name, site in left.items() if not site["fn"].has_enumerate_support]
+    if unguided:
+        raise ValueError(f"{model.name}: the story samples {few(unguided)} but no guide does: fit with SVI(), or add it to the guide")
+    program = partial(model.model, theta)
+    depth = max(-frame.dim for site in sites_of(program, batch).values() for frame in site["cond_indep_stack"])
+    story = config_enumerate(poutine.condition(program, data=drawn))
+    enumerated = _values(infer_discrete(story, first_available_dim=-1 - depth, temperature=1), repeated)
+    return drawn | {name: enumerated[name] for name in left}
+
+
+def _values(program: Program, batch: Batch) -> Draws:
+    """What each sample site of one run drew."""
+    return {name: site["value"] for name, site in random_sites(poutine.trace(program).get_trace(batch)).items()}
+
+
+def _parts(batch: Batch, rows: int) -> Iterator[Batch]:
+    for start in range(0, batch.size, rows):
+        part = slice(start, start + rows)
+        context = None if batch.context is None else batch.context[part]
+        yield replace(batch, x=batch.x[part], observed=batch.observed[part], index=batch.index[part], context=context)
+
+
+def _repeated(batch: Batch, s: int) -> Batch:
+    """The rows s times over, draw by draw, as one complete set of s B rows (so that no row carries a minibatch's scale)."""
+    context = None if batch.context is None else batch.context.repeat(s, 1)
+    x, observed, index = batch.x.repeat(s, 1), batch.observed.repeat(s, 1), batch.index.repeat(s)
+    return replace(batch, x=x, observed=observed, index=index, context=context, n_total=len(x))
+
+
+def _by_draw(value: Tensor, s: int) -> Tensor:
+    return value.reshape(s, -1, *value.shape[1:])
+
+
+def _block_seed(seed: int, start: int) -> int:
+    """Blocks of neighbouring seeds must not share their draws, as they would with seed + start."""
+    return int(np.random.SeedSequence((seed, start)).generate_state(1)[0])
+
+
+def _joined(parts: Iterator[Draws], dim: int) -> Draws:
+    found = list(parts)
+    return {name: torch.cat([part[name] for part in found], dim) for name in found[0]}
