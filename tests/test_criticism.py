@@ -148,6 +148,13 @@ class TestStatistics:
         assert np.isnan(values["skewness"][0, 0])
         assert np.isnan(values["correlation"][0, 0])
 
+    def test_what_too_few_entries_leave_undefined(self):
+        """A pair needs two different values of both where both are seen; a feature that these rows miss altogether has no statistic."""
+        x = np.array([[0.1, 1.0, np.nan], [0.1, 2.0, np.nan], [0.7, np.nan, np.nan]])
+        values = standard_statistics(np.nan_to_num(x)[None], ~np.isnan(x))
+        assert np.isnan(values["correlation"]).all()
+        assert all(np.isnan(value[0, 2]) for name, value in values.items() if name != "correlation")
+
     def test_wide_tables_have_one_correlation_a_feature(self):
         x = np.random.default_rng(4).standard_normal((30, 65))
         values = standard_statistics(x[None], np.ones_like(x, dtype=bool))
@@ -256,6 +263,9 @@ class TestCheck:
         assert criticism.table.query("statistic == 'correlation'")["feature"].tolist() == ["a ~ b", "a ~ c", "b ~ c"] * 2
         assert {name: values.shape for name, values in criticism.draws["new"].items()}["correlation"] == (30, 3)
         assert criticism.summary.startswith(f"{sum(criticism.surprising['rows_kind'] == 'same')} of 18 statistics for the same rows and ")
+
+    def test_the_figure(self, gaussian_rows, fit):
+        assert ppvae.check(fit, Data(gaussian_rows), draws=5).plot().axes
 
     def test_replicates_have_the_holes_of_the_data(self, gaussian_rows, fit):
         holes = np.random.default_rng(6).random(gaussian_rows.shape) < 0.2

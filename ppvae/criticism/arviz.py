@@ -88,4 +88,4 @@ def _log_likelihood(fit: Fit, data: Data, draws: int, seed: int) -> np.ndarray:
         return log_likelihood_draws(fit.exact.log_marginal, fit.theta, data, draws, seed).cpu().numpy()
     scores = fit.log_likelihood(data)
     noise = np.random.default_rng(seed).standard_normal((draws, len(scores)))
-    return np.asarray(scores) + noise * scores.standard_error
+    return np.asarray(scores) + noise * np.asarray(scores.standard_error)

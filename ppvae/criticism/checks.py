@@ -140,28 +140,33 @@ def p_value(observed: np.ndarray | float, replicated: np.ndarray) -> np.ndarray:
 def standard_statistics(x: np.ndarray, observed: np.ndarray) -> Values:
     """The default statistics of S tables at once: {name: (S, F)} for x (S, N, D) and its mask (N, D)."""
     values = moments(x, observed)
-    pairs = correlations(x, observed)
     n_features = x.shape[-1]
-    if n_features > MOST_FEATURES_IN_PAIRS:
-        pairs[..., range(n_features), range(n_features)] = np.nan
-        defined = ~np.isnan(pairs)
-        with np.errstate(invalid="ignore"):
-            values["rms correlation"] = np.sqrt(np.where(defined, pairs, 0.0) ** 2 @ np.ones(n_features) / defined.sum(-1))
+    if n_features > MOST_FEATURES_IN_PAIRS:  # one D x D matrix at a time
+        values["rms correlation"] = np.stack([_rms_with_others(correlations(table, observed)) for table in x])
     elif n_features > 1:
         first, second = np.triu_indices(n_features, 1)
-        values["correlation"] = pairs[..., first, second]
+        values["correlation"] = correlations(x, observed)[..., first, second]
     return values
+
+
+def _rms_with_others(pairs: np.ndarray) -> np.ndarray:
+    """(D,): the root mean square of each feature's correlations with the others, undefined ones left out."""
+    squares = pairs**2
+    np.fill_diagonal(squares, np.nan)
+    defined = ~np.isnan(squares)
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(np.where(defined, squares, 0.0).sum(-1) / defined.sum(-1))
 
 
 def moments(x: np.ndarray, observed: np.ndarray) -> Values:
     """Mean, sd (divisor n), min, max and skewness of each feature's observed entries: (..., D) each, for x (..., N, D).
 
-    >>> {name: value.item() for name, value in moments(np.array([[1.0], [1.0], [4.0]]), np.array([[True], [True], [True]])).items()}
-    {'mean': 2.0, 'sd': 1.4142135623730951, 'min': 1.0, 'max': 4.0, 'skewness': 0.7071067811865472}
+    >>> {name: value.item() for name, value in moments(np.array([[1.0], [3.0]]), np.array([[True], [True]])).items()}
+    {'mean': 2.0, 'sd': 1.0, 'min': 1.0, 'max': 3.0, 'skewness': 0.0}
     """
     n = observed.sum(-2)
-    low = np.where(observed, x, np.inf).min(-2)
-    high = np.where(observed, x, -np.inf).max(-2)
+    low = np.where(n > 0, np.where(observed, x, np.inf).min(-2), np.nan)
+    high = np.where(n > 0, np.where(observed, x, -np.inf).max(-2), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         # A constant's mean and spread are known without rounding.
         mean = np.where(low == high, low, np.where(observed, x, 0.0).sum(-2) / n)
@@ -176,12 +181,15 @@ def correlations(x: np.ndarray, observed: np.ndarray) -> np.ndarray:
     scale = moments(x, observed)
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.where(observed, (x - scale["mean"][..., None, :]) / scale["sd"][..., None, :], 0.0)
-        seen = np.broadcast_to(observed, z.shape).astype(float)
-        n = observed.astype(float).T @ observed
         turned = z.swapaxes(-1, -2)
-        sums, squares, products = turned @ seen, turned**2 @ seen, turned @ z
-        covariance = products / n - sums * sums.swapaxes(-1, -2) / n**2
-        variance = squares / n - sums**2 / n**2
+        if observed.all():
+            return np.clip(turned @ z / len(observed), -1.0, 1.0)
+        seen = np.broadcast_to(observed, z.shape).astype(float)
+        both = observed.astype(float).T @ observed
+        mean = turned @ seen / both
+        variance = turned**2 @ seen / both - mean**2
+        variance = np.where(variance > 1e-12, variance, np.nan)  # in units of the whole column's: less is rounding
+        covariance = turned @ z / both - mean * mean.swapaxes(-1, -2)
         return np.clip(covariance / np.sqrt(variance * variance.swapaxes(-1, -2)), -1.0, 1.0)
 
 
