@@ -1,6 +1,10 @@
 """Sphinx: Markdown pages, run while they are built, and a reference drawn from the docstrings."""
 
+import os
 from importlib.metadata import version as installed
+
+# Pyro's progress bar misses its widgets in every page that is run; the warning is not the reader's concern.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
 project = "ppvae"
 author = "the ppvae authors"

@@ -1,0 +1,21 @@
+"""The public names: there, and what they say, whatever else has been imported."""
+
+import subprocess
+import sys
+
+MODULES = {"models", "laws", "report", "guides", "distributions", "datasets"}
+
+
+def test_no_module_hides_a_function_of_its_name():
+    """Importing the module a.b binds b in a; were there a public function of that name, it would be gone."""
+    program = """
+from importlib import import_module
+from pkgutil import walk_packages
+from types import ModuleType
+import ppvae
+for module in walk_packages(ppvae.__path__, "ppvae."):
+    import_module(module.name)
+print(*(name for name in ppvae.__all__ if isinstance(getattr(ppvae, name), ModuleType)))
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert set(printed.split()) == MODULES
