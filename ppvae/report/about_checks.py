@@ -1,21 +1,27 @@
 """The section on predictive checks."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ppvae.report import words
 from ppvae.report.blocks import Block, Section, Table, Text, responsive
 from ppvae.report.figures import predictive
 
+if TYPE_CHECKING:
+    from ppvae.criticism.checks import Criticism
+
 PANELS = 16  # histograms
 LINES = 60  # of the table
 
 
-def sections(criticism) -> Iterator[Section]:
+def sections(criticism: Criticism) -> Iterator[Section]:
     """Whether the fitted model makes data like the data."""
     yield Section("checks", "Predictive checks", list(_blocks(criticism)))
 
 
-def _blocks(criticism) -> Iterator[Block]:
+def _blocks(criticism: Criticism) -> Iterator[Block]:
     table = criticism.table
     yield Text(
         f"{criticism.n_draws} data sets were drawn from the fitted model, once for the same rows (their latents given the data) and once "

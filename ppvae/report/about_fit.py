@@ -1,25 +1,32 @@
 """Sections on one fit: pictures of it, its parameters, its model."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ppvae.report import words
-from ppvae.report.blocks import Block, Code, Section, Table, Text, picture
+from ppvae.report.blocks import Block, Code, Section, Table, Text, picture, responsive
 from ppvae.report.figures import fitted, images
 
-LARGEST = 150  # entries of a parameter that is printed in full
+if TYPE_CHECKING:
+    from ppvae.data import Data
+    from ppvae.inference.result import Fit
+
+LONGEST, LARGEST = 40, 150  # lines and entries of a parameter that is printed in full
 MATRICES = 6  # of one parameter that are printed (a covariance for each component)
 
 
-def sections(fit, data) -> Iterator[Section]:
+def sections(fit: Fit, data: Data) -> Iterator[Section]:
     """What was fitted, and the model's own words."""
     yield Section("fit", "What was fitted", [*_pictures(fit, data), *_parameters(fit, data)])
     yield Section("model", "The model", list(_model(fit)))
 
 
-def _pictures(fit, data) -> Iterator[Block]:
+def _pictures(fit: Fit, data: Data) -> Iterator[Block]:
     yield Text(f"The fit shown here is that of {type(fit.method).__name__}, seed {fit.seed}.")
     if data.image_shape is not None:
         caption = "Above: rows of the data. Below each: what the model makes of it, with latents from the row's own posterior."
@@ -28,8 +35,8 @@ def _pictures(fit, data) -> Iterator[Block]:
         drawn = images.samples(fit, 40, data.image_shape)
         yield picture("Pictures drawn from the model", "New rows, drawn from the fitted model.", drawn, kind="png")
     if data.image_shape is None and data.context is None:
-        yield picture(
-            f"The rows and the fitted density of {', '.join(data.columns[:4])}", _density_caption(data), fitted.density(fit, data)
+        yield responsive(
+            "The rows and the fitted density", _density_caption(data), lambda n: fitted.density(fit, data, n), wide=4, narrow=3
         )
     if _has_latents(fit, data):
         known = "" if data.labels is None else " Colours are the known classes, which the fit never saw."
@@ -37,7 +44,7 @@ def _pictures(fit, data) -> Iterator[Block]:
         yield picture("The rows in latent space", caption, fitted.latent_space(fit, data))
 
 
-def _has_latents(fit, data) -> bool:
+def _has_latents(fit: Fit, data: Data) -> bool:
     try:
         fit.transform(data.take([0]))
     except ValueError:  # how a fit says that its model has no continuous latents, or a guide that cannot be read
@@ -45,7 +52,7 @@ def _has_latents(fit, data) -> bool:
     return True
 
 
-def _density_caption(data) -> str:
+def _density_caption(data: Data) -> str:
     if data.n_features == 1:
         return "The data (grey, a histogram) and the fitted density."
     if data.n_features == 2:
@@ -53,7 +60,7 @@ def _density_caption(data) -> str:
     return "Grey: the rows. Blue: as many new rows drawn from the fitted model. Where the two clouds differ, the model misses something."
 
 
-def _parameters(fit, data) -> Iterator[Block]:
+def _parameters(fit: Fit, data: Data) -> Iterator[Block]:
     values = {name: np.asarray(value) for name, value in fit.params.items()}
     for name, value in values.items():
         if name in fit.theta.names:
@@ -63,14 +70,14 @@ def _parameters(fit, data) -> Iterator[Block]:
         yield Table("Networks", ["weights", "shape", "least", "greatest"], weights)
 
 
-def _parameter(title: str, value: np.ndarray, fit, data) -> Iterator[Block]:
+def _parameter(title: str, value: np.ndarray, fit: Fit, data: Data) -> Iterator[Block]:
     """One parameter as tables, one for each matrix of a stack."""
     if value.ndim > 2:
         for k, matrix in enumerate(value[:MATRICES]):
             yield from _parameter(f"{title}, {k + 1}", matrix, fit, data)
         if len(value) > MATRICES:
             yield Text(f"{title}: {len(value) - MATRICES} more like these.")
-    elif value.size > LARGEST:
+    elif value.size > LARGEST or (value.ndim and len(value) > LONGEST):
         yield Text(f"{title}: {_shape(value)} numbers from {words.plain(value.min())} to {words.plain(value.max())}.")
     elif value.ndim == 0:
         yield Table(title, ["", "value"], [["", words.plain(value.item())]])
@@ -85,7 +92,7 @@ def _shape(value: np.ndarray) -> str:
     return f" {words.TIMES} ".join(map(str, value.shape))
 
 
-def _axis(value: np.ndarray, axis: int, fit, data) -> list[str]:
+def _axis(value: np.ndarray, axis: int, fit: Fit, data: Data) -> list[str]:
     """Names along an axis: the features' where the axis can only be that of the features, else 1, 2, ...
 
     Of a square matrix the columns are features; so are the rows if it is symmetric (a covariance). A vector as long as the weights of a
@@ -101,12 +108,12 @@ def _axis(value: np.ndarray, axis: int, fit, data) -> list[str]:
     return numbered if axis == 0 and square and not np.allclose(value, value.T) else list(data.columns)
 
 
-def _components(fit) -> set[int]:
+def _components(fit: Fit) -> set[int]:
     """The lengths of the parameters that are probabilities over components."""
     return {len(v) for v in fit.params.values() if np.ndim(v) == 1 and np.isclose(np.sum(v), 1.0) and np.all(v >= 0)}
 
 
-def _model(fit) -> Iterator[Block]:
+def _model(fit: Fit) -> Iterator[Block]:
     model = fit.model
     yield Text(f"{model.describe()}, {words.count(fit.n_parameters, 'free parameter')}.")
     module = inspect.getmodule(type(model))

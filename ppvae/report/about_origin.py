@@ -1,23 +1,31 @@
 """Sections on where the results come from: the data, the settings, the versions."""
 
+from __future__ import annotations
+
 import platform
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from ppvae.report import words
+from ppvae.report import runs, words
 from ppvae.report.blocks import Block, Code, Section, Table, Text, picture
 from ppvae.report.figures import holes
+
+if TYPE_CHECKING:
+    from ppvae.compare import Comparison
+    from ppvae.data import Data
+    from ppvae.inference.result import Fit
 
 PACKAGES = ("ppvae", "torch", "pyro-ppl", "numpy")
 FEATURES = 60  # lines of the table of features
 
 
-def of_data(data) -> Section:
+def of_data(data: Data) -> Section:
     """Rows, features, and what is missing."""
     return Section("data", "The data", list(_data(data)))
 
 
-def _data(data) -> Iterator[Block]:
+def _data(data: Data) -> Iterator[Block]:
     entries, missing = data.observed.numel(), int((~data.observed).sum())
     holes_said = f"{missing} of {entries} entries are missing ({missing / entries:.1%}); they are marginalised, never filled in"
     size = f"{words.count(data.n_rows, 'row')}, {words.count(data.n_features, 'feature')}"
@@ -41,7 +49,7 @@ def _data(data) -> Iterator[Block]:
     yield Table("Each feature over its observed entries", ["feature", "observed", "mean", "sd", "min", "max"], rows)
 
 
-def of_comparison(comparison) -> Section:
+def of_comparison(comparison: Comparison) -> Section:
     """Settings, Python lines and versions that make the comparison again."""
     return Section("again", "To run it again", [_settings(comparison), Code(_lines(comparison)), _versions()])
 
@@ -51,14 +59,14 @@ def of_versions() -> Section:
     return Section("again", "Versions", [_versions()])
 
 
-def _settings(comparison) -> Table:
+def _settings(comparison: Comparison) -> Table:
     model = comparison.model
     rows = [["model", f"{type(model).__name__}({_arguments(model.config())})"]]
     rows += [[method, f"{fit.method!r}, run by {fit.engine}"] for method, fit in _one_of_each(comparison).items()]
     return Table("Settings", ["", "value"], rows, text=(0, 1))
 
 
-def _lines(comparison) -> str:
+def _lines(comparison: Comparison) -> str:
     """Python that runs the comparison again."""
     model, data = comparison.model, comparison.data
     made = type(model).__name__
@@ -81,9 +89,9 @@ def _lines(comparison) -> str:
     )
 
 
-def _one_of_each(comparison) -> dict[str, object]:
+def _one_of_each(comparison: Comparison) -> dict[str, Fit]:
     """A fit by each method, by the method's name in the table."""
-    return dict(zip(comparison.table["method"], comparison.fits, strict=True))
+    return dict(zip(runs.labels(comparison), comparison.fits, strict=True))
 
 
 def _arguments(config: dict[str, object]) -> str:
@@ -92,4 +100,4 @@ def _arguments(config: dict[str, object]) -> str:
 
 def _versions() -> Table:
     rows = [["python", platform.python_version()], *([name, version(name)] for name in PACKAGES)]
-    return Table("Versions", ["package", "version"], rows, text=(0, 1))
+    return Table("Packages that made this report", ["package", "version"], rows, text=(0, 1))

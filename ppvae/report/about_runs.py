@@ -1,13 +1,19 @@
 """Sections on the runs of a comparison: what came out, how they converged, what each lost."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from ppvae.report import words
+from ppvae.report import runs, words
 from ppvae.report.blocks import Block, Picture, Points, Section, Table, Text, picture, responsive
 from ppvae.report.figures import progress
+
+if TYPE_CHECKING:
+    from ppvae.compare import Comparison
 
 HEADINGS = {
     "log_likelihood": "log-likelihood",
@@ -29,14 +35,12 @@ SCORES: dict[str, Callable[[float], str]] = {
 PARTS = ("parameters", "approximation", "amortization", "total")
 
 
-def sections(comparison) -> Iterator[Section]:
-    """What came out; convergence; the split of the gaps, where there is one."""
-    yield Section(
-        "findings", "What came out", [Points(words.findings(comparison)), _every_run(comparison.table), *_over_seeds(comparison.table)]
-    )
+def sections(comparison: Comparison) -> Iterator[Section]:
+    """What came out, convergence, and the split of the gaps."""
+    table = runs.scores(comparison)
+    yield Section("findings", "What came out", [Points(words.findings(comparison)), _every_run(table), *_over_seeds(table)])
     yield Section("convergence", "Convergence", [_convergence(comparison)])
-    if len(comparison.gaps):
-        yield Section("gaps", "Where the loss comes from", list(_lost(comparison)))
+    yield Section("gaps", "Where the loss comes from", list(_lost(comparison)))
 
 
 def _every_run(table: pd.DataFrame) -> Table:
@@ -55,13 +59,13 @@ def _over_seeds(table: pd.DataFrame) -> Iterator[Table]:
         return
     scores = [name for name in SCORES if name in table and name != "log_likelihood_se"]
     rows = [
-        [str(method), *(f"{SCORES[name](runs[name].mean())} {words.PLUS_MINUS} {words.briefly(runs[name].std())}" for name in scores)]
-        for method, runs in table.groupby("method", sort=False)
+        [str(method), *(f"{SCORES[name](own[name].mean())} {words.PLUS_MINUS} {SCORES[name](own[name].std())}" for name in scores)]
+        for method, own in table.groupby("method", sort=False)
     ]
     yield Table(f"Mean {words.PLUS_MINUS} standard deviation over seeds", ["method", *(HEADINGS.get(name, name) for name in scores)], rows)
 
 
-def _convergence(comparison) -> Picture:
+def _convergence(comparison: Comparison) -> Picture:
     if progress.logged(comparison):
         how = (
             "Each line is a run, each marker its end; down is better. The vertical axis is the gap to the best final log-likelihood, "
@@ -69,28 +73,31 @@ def _convergence(comparison) -> Picture:
             "and by sampling noise."
         )
     else:
-        how = (
-            "Each line is a run's ELBO, each marker its end; up is better. Dashed lines are held-out rows. "
-            "The first tenth of the steps may lie below the frame."
-        )
+        held = any(fit.history["heldout_elbo"].notna().any() for fit in comparison.fits)
+        how = "Each line is a run's ELBO, each marker its end; up is better. The first tenth of the steps may lie below the frame."
+        how += " Dashed: held-out rows." if held else ""
     alt = "Lines of each run's score against steps and against seconds"
     return responsive(alt, how, lambda columns: progress.convergence(comparison, columns), wide=2, narrow=1)
 
 
-def _lost(comparison) -> Iterator[Block]:
+def _lost(comparison: Comparison) -> Iterator[Block]:
     yield Text(
         "The distance from the best log-likelihood to a method's ELBO has three parts: parameters (the fitted ones are not the best ones), "
         "approximation (no member of the guide's family is the exact posterior) and amortization (one network for all rows does worse than "
         "the family's best member for each row)."
     )
-    caption = "The parts add up to the total; the line is two standard errors about it. Parts left of zero are within error, or gains."
-    yield picture("Stacked bars of the three parts", caption, progress.gaps(comparison))
-    rows = [
-        [str(run["method"]), str(run["seed"]), *(_with_error(run, part) for part in PARTS)] for run in comparison.gaps.to_dict("records")
-    ]
+    table = runs.gaps(comparison)
+    if table["total"].abs().max() < words.EQUAL:
+        yield Text("Here no run lost as much as a millionth of a nat per row.")
+    else:
+        caption = "The parts add up to the total; lines at the end of a part are two standard errors of it. Left of zero: gains, or error."
+        yield picture("Stacked bars of the three parts", caption, progress.gaps(comparison))
+    rows = [[str(run["method"]), str(run["seed"]), *(_with_error(run, part) for part in PARTS)] for run in table.to_dict("records")]
     yield Table(f"Lost, in nats per row ({words.PLUS_MINUS} standard error)", ["method", "seed", *PARTS], rows)
 
 
-def _with_error(run: dict[str, float], part: str) -> str:
-    error = run.get(f"{part}_se", np.nan)
-    return words.briefly(run[part]) + (f" {words.PLUS_MINUS} {words.briefly(error)}" if np.isfinite(error) and error > 0 else "")
+def _with_error(run: Mapping[Hashable, float], part: str) -> str:
+    if not np.isfinite(run[part]):
+        return "unknown"
+    error = run.get(f"{part}_se", 0.0)
+    return words.briefly(run[part]) + (f" {words.PLUS_MINUS} {words.briefly(error)}" if error > 0 else "")

@@ -96,10 +96,11 @@ class Page:
 
 def picture(alt: str, caption: str, figure: Figure, narrow: Figure | None = None, kind: str = "svg") -> Picture:
     """A figure (and its narrow drawing) ready for a page; `kind` "png" for figures that are all pixels."""
-    width = round(96 * figure.get_figwidth())
-    return Picture(alt, caption, style.data_uri(figure, kind), width, None if narrow is None else style.data_uri(narrow, kind))
+    wide = style.data_uri(figure, kind)
+    small = None if narrow is None else style.data_uri(narrow, kind)
+    return Picture(alt, caption, wide, round(96 * figure.get_figwidth()), None if small == wide else small)
 
 
 def responsive(alt: str, caption: str, draw: Callable[[int], Figure], wide: int, narrow: int) -> Picture:
-    """A figure of several panels, `draw(columns)`, with `wide` columns on a desk and `narrow` ones on a phone."""
+    """A figure whose panels can stand in fewer columns, `draw(columns)`: `wide` ones on a desk and `narrow` ones on a phone."""
     return picture(alt, caption, draw(wide), draw(narrow))

@@ -1,13 +1,20 @@
 """The report of a comparison or of predictive checks: its table of contents, and the one HTML file it becomes."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ppvae.criticism.checks import check
 from ppvae.report import about_checks, about_fit, about_origin, about_runs, words
 from ppvae.report.blocks import Page, Section, Terms
 
+if TYPE_CHECKING:
+    from ppvae.compare import Comparison
+    from ppvae.criticism.checks import Criticism
 
-def write(comparison, path: str | Path) -> Path:
+
+def write(comparison: Comparison, path: str | Path) -> Path:
     """Write the report of a comparison to `path`, one HTML file that needs nothing else; return the path.
 
     The pictures and the predictive checks are those of the fit with the highest log-likelihood, on the training rows.
@@ -22,7 +29,7 @@ def write(comparison, path: str | Path) -> Path:
     return _save(Page(words.headline(comparison), words.setting(comparison), sections, _colophon()), path)
 
 
-def write_check(criticism, path: str | Path) -> Path:
+def write_check(criticism: Criticism, path: str | Path) -> Path:
     """Write the report of predictive checks to `path`, as `write` does for a comparison."""
     fit, model = about_fit.sections(criticism.fit, criticism.data)
     sections = [*about_checks.sections(criticism), fit, about_origin.of_data(criticism.data), model, about_origin.of_versions()]

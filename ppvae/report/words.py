@@ -1,12 +1,23 @@
 """What a comparison came to, in sentences for someone who did not run it; and numbers as the report writes them."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-LEVEL = 1e-3  # nats per row: methods closer than this are called level
+from ppvae.messages import few
+from ppvae.report import runs
+
+if TYPE_CHECKING:
+    from ppvae.compare import Comparison
+    from ppvae.criticism.checks import Criticism
+    from ppvae.data import Data
+
+EQUAL, LEVEL = 1e-6, 1e-3  # nats per row: methods closer than this are called equal, or level
 MINUS, PLUS_MINUS, TIMES = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 TERMS = {
@@ -24,12 +35,11 @@ TERMS = {
 class Standing:
     """How far one method's runs ended from the best log-likelihood: the nearest, the mean and the farthest, in nats per row.
 
-    error: two standard errors of the difference where the log-likelihood is an estimate, else 0. unfinished: runs that did not converge.
+    error: two standard errors of the difference where the log-likelihood is an estimate, else 0.
     """
 
     method: str
     runs: int
-    unfinished: int
     nearest: float
     mean: float
     farthest: float
@@ -44,42 +54,42 @@ class Standing:
         return self.nearest < max(LEVEL, self.error)
 
 
-def standings(comparison) -> list[Standing]:
-    """The methods of a comparison, best first; those without a finite log-likelihood last."""
-    table = comparison.table.assign(converged=[fit.converged for fit in comparison.fits])
-    errors = table["log_likelihood_se"].fillna(0.0) if "log_likelihood_se" in table else pd.Series(0.0, index=table.index)
-    of_best = errors[table["gap_to_best"].idxmin()] if table["gap_to_best"].notna().any() else 0.0
+def standings(comparison: Comparison) -> list[Standing]:
+    """The methods of a comparison, best first (equal ones as in the table); those without a finite log-likelihood last."""
+    table = runs.scores(comparison).replace([np.inf, -np.inf], np.nan).sort_values("gap_to_best", kind="stable")
+    errors = table.get("log_likelihood_se", pd.Series(0.0, table.index)).fillna(0.0)
     found = []
-    for method, runs in table.groupby("method", sort=False):
-        gap = runs["gap_to_best"].replace([np.inf, -np.inf], np.nan).dropna()
-        error = 2 * math.hypot(of_best, errors[gap.idxmin()]) if len(gap) else 0.0
-        spread = (gap.min(), gap.mean(), gap.max()) if len(gap) else (math.nan,) * 3
-        found.append(Standing(str(method), len(runs), int((~runs["converged"]).sum()), *map(float, spread), error))
-    return sorted(found, key=lambda s: (not s.scored, s.nearest))
+    for method, own in table.groupby("method", sort=False):
+        gap, error = own["gap_to_best"], 2 * math.hypot(errors.iloc[0], errors.loc[own.index].iloc[0])
+        found.append(Standing(str(method), len(own), float(gap.min()), float(gap.mean()), float(gap.max()), error))
+    order = {name: place for place, name in enumerate(runs.labels(comparison))}
+    return sorted(found, key=lambda s: (not s.scored, 0.0 if s.nearest < EQUAL else s.nearest, order[s.method]))
 
 
-def headline(comparison) -> str:
+def headline(comparison: Comparison) -> str:
     """What was compared and what came out, in one sentence."""
-    best, *others = standings(comparison)
-    if not best.scored:
-        return f"No method reached a finite log-likelihood on {comparison.data.name}"
-    if not others:
-        return f"{best.method} reaches {nats(comparison.table['log_likelihood'].max())} nats per row on {comparison.data.name}"
-    return "; ".join([f"{best.method} fits {comparison.data.name} best", *(_behind(s) for s in others)])
+    ranked, name = standings(comparison), comparison.data.name
+    if not ranked[0].scored:
+        return f"No method reached a finite log-likelihood on {name}"
+    if len(ranked) == 1:
+        return f"{ranked[0].method} reaches {nats(comparison.table['log_likelihood'].max())} nats per row on {name}"
+    equal = [s.method for s in ranked if s.nearest < EQUAL]
+    first = f"{few(equal, len(equal))} fit {name} equally well" if len(equal) > 1 else f"{equal[0]} fits {name} best"
+    return "; ".join([first, *(_behind(s) for s in ranked[len(equal) :])])
 
 
 def _behind(standing: Standing) -> str:
     if not standing.scored:
         return f"{standing.method} reached no finite log-likelihood"
     if standing.level:
-        return f"{standing.method} is level with it ({difference(standing.nearest)} nats per row behind)"
+        return f"{standing.method} is level ({difference(standing.nearest)} nats per row behind)"
     return f"{standing.method} is {difference(standing.nearest)} nats per row behind"
 
 
-def setting(comparison) -> str:
+def setting(comparison: Comparison) -> str:
     """The model, the data and the runs."""
     data, fits = comparison.data, comparison.fits
-    methods, starts = comparison.table["method"].nunique(), comparison.table["seed"].nunique()
+    methods, starts = len(set(runs.labels(comparison))), comparison.table["seed"].nunique()
     held = "" if comparison.held_out is None else f"; {comparison.held_out.n_rows} more rows were held out and only scored"
     by = "one method" if methods == 1 else f"{methods} methods, each from the same start" + ("s" if starts > 1 else "")
     return (
@@ -88,45 +98,43 @@ def setting(comparison) -> str:
     )
 
 
-def findings(comparison) -> list[str]:
+def findings(comparison: Comparison) -> list[str]:
     """What came out beyond the headline: the best score, spreads over seeds, the guides' cost, time, and what went wrong."""
+    table = runs.scores(comparison)
     ranked = [s for s in standings(comparison) if s.scored]
+    methods = table.groupby("method", sort=False)
     said = []
     if ranked:
-        best = comparison.best
-        row = comparison.table.loc[comparison.table["gap_to_best"].idxmin()]
-        error = row.get("log_likelihood_se", math.nan)
+        best = table.sort_values("gap_to_best", kind="stable").iloc[0]
+        error = best.get("log_likelihood_se", math.nan)
         how = f"an estimate, standard error {difference(error)}" if np.isfinite(error) else "exact"
-        score = f"The best log-likelihood is {nats(row['log_likelihood'])} nats per row ({row['method']}, seed {best.seed}; {how})."
-        said.append(score)
+        said.append(
+            f"The best log-likelihood is {nats(best['log_likelihood'])} nats per row ({best['method']}, seed {best['seed']}; {how})."
+        )
         if ranked[0].error > 0:
             said.append(f"Differences below about {difference(ranked[0].error)} nats per row are within the error of these estimates.")
     said += [_spread(s) for s in ranked if s.runs > 1]
-    if ranked:
-        said += [
-            _guide_cost(method, kl) for method, kl in comparison.table.groupby("method", sort=False)["kl"].mean().items() if kl > LEVEL
-        ]
-    spent = comparison.table.groupby("method", sort=False)["seconds"].median()
-    said.append(
-        "A run took "
-        + ", ".join(f"{seconds(s)} by {m}" for m, s in spent.items())
-        + (" (medians)." if len(spent) < len(comparison.fits) else ".")
-    )
-    unfinished = [(m, fit) for m, fit in zip(comparison.table["method"], comparison.fits, strict=True) if not fit.converged]
+    said += [_guide_cost(str(method), kl) for method, kl in methods["kl"].mean().items() if kl > LEVEL]
+    if "heldout_log_likelihood" in table:
+        means = methods["heldout_log_likelihood"].mean()
+        said.append(f"On the held-out rows {means.idxmax()} scored best, {nats(means.max())} nats per row on average over its seeds.")
+    spent = ", ".join(f"{seconds(time)} by {method}" for method, time in methods["seconds"].median().items())
+    said.append(f"A run took {spent}{' (medians)' if len(table) > len(methods) else ''}.")
+    unfinished = [(m, fit) for m, fit in zip(table["method"], comparison.fits, strict=True) if not fit.converged]
     said += [f"{method}, seed {fit.seed}, did not converge: {fit.status}." for method, fit in unfinished[:4]]
     if len(unfinished) > 4:
         said.append(f"So did {len(unfinished) - 4} more runs; see the table.")
     return said
 
 
-def verdict(criticism) -> str:
+def verdict(criticism: Criticism) -> str:
     """How far the fitted model makes data like the data, in one sentence."""
     defined = criticism.table["p_value"].notna().sum()
     like = defined - len(criticism.surprising)
     return f"{criticism.fit.model.describe()} makes data like {criticism.data.name} in {like} of {defined} statistics"
 
 
-def circumstances(criticism) -> str:
+def circumstances(criticism: Criticism) -> str:
     """The fit and the data of predictive checks."""
     fit, data = criticism.fit, criticism.data
     by = f"{type(fit.method).__name__} (seed {fit.seed}: {fit.status})"
@@ -134,7 +142,7 @@ def circumstances(criticism) -> str:
 
 
 def _spread(s: Standing) -> str:
-    if s.farthest == 0:
+    if s.farthest < EQUAL:
         return f"Every seed of {s.method} reached the best log-likelihood."
     if s.farthest < LEVEL:
         return f"Every seed of {s.method} ended within {difference(s.farthest)} nats per row of the best."
@@ -142,11 +150,11 @@ def _spread(s: Standing) -> str:
     return f"Over {s.runs} seeds {s.method} ended {mean} nats per row below the best on average, {worst} at worst."
 
 
-def _guide_cost(method: object, kl: float) -> str:
+def _guide_cost(method: str, kl: float) -> str:
     return f"The guide of {method} costs {difference(kl)} nats per row: so far is its ELBO below its own log-likelihood."
 
 
-def _size(data) -> str:
+def _size(data: Data) -> str:
     size = f"{count(data.n_rows, 'row')}, {count(data.n_features, 'feature')}"
     return size if data.complete else f"{size}, {1.0 - float(data.observed.double().mean()):.1%} of the entries missing"
 
@@ -176,7 +184,7 @@ def difference(value: float) -> str:
     """
     if not math.isfinite(value):
         return "none"
-    if abs(value) < 1e-6:
+    if abs(value) < EQUAL:
         return "0" if value == 0 else "less than 0.000001"
     places = max(0, 1 - math.floor(math.log10(abs(value))))
     return f"{value:.{places}f}".replace("-", MINUS)
@@ -193,9 +201,11 @@ def briefly(value: float) -> str:
 
 def seconds(value: float) -> str:
     """
-    >>> seconds(0.0341), seconds(41.3), seconds(200)
-    ('0.03 s', '41 s', '3 min 20 s')
+    >>> seconds(0.0341), seconds(0.001), seconds(41.3), seconds(200)
+    ('0.03 s', '<0.01 s', '41 s', '3 min 20 s')
     """
+    if value < 0.01:
+        return "<0.01 s"
     if value < 10:
         return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)

@@ -1,6 +1,9 @@
 """What was fitted: the density over the data, and the latent space."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,17 +13,19 @@ from matplotlib.lines import Line2D
 from ppvae.data import Data
 from ppvae.report.figures import style
 
+if TYPE_CHECKING:
+    from ppvae.inference.result import Fit
+
 SHARES = (0.95, 0.8, 0.5)  # of the fitted model's probability, inside the contours
 GRID = 70  # cells along an axis of the density grid
-MOST_FEATURES = 4  # in a scatter matrix
 
 
-def density(fit, data, seed: int = 0) -> Figure:
+def density(fit: Fit, data: Data, features: int = 4, seed: int = 0) -> Figure:
     """The fitted density over the data.
 
     One feature: its histogram under the density. Two: the rows, and contours that hold 50, 80 and 95 % of the fitted model's
-    probability (from `fit.log_likelihood` on a grid, in the data's units). More: up to four features, those that hang together most,
-    each against each: the rows in grey, as many new rows drawn from the model in colour.
+    probability (from `fit.log_likelihood` on a grid, in the data's units). More: those `features` of them that hang together most, each
+    against each: the rows in grey, as many new rows drawn from the model in colour.
     Raises ValueError for data with a context (the density is another one for every row) and for images (see `samples`).
     """
     if data.context is not None:
@@ -31,10 +36,10 @@ def density(fit, data, seed: int = 0) -> Figure:
         return _density_line(fit, data)
     if data.n_features == 2:
         return _density_contours(fit, data)
-    return _scatter_matrix(data, fit.sample(data.n_rows, seed=seed))
+    return _scatter_matrix(data, fit.sample(data.n_rows, seed=seed), _hanging_together(data, features))
 
 
-def latent_space(fit, data) -> Figure:
+def latent_space(fit: Fit, data: Data) -> Figure:
     """Where each row lies in latent space: its posterior mean, coloured by `data.labels` where classes are known.
 
     Of more than two latents, the two whose posterior means vary most; of one, its histogram.
@@ -43,9 +48,9 @@ def latent_space(fit, data) -> Figure:
     z = np.asarray(fit.transform(data))
     classes, member = _classes(data)
     colours, markers = style.colours(classes), style.markers(classes)
-    figure, (ax,) = style.panels(1, 1, (5.0, 4.0))
+    figure, (ax,) = style.panels(1, 1, (4.6, 3.8))
     if z.shape[1] == 1:
-        edges = np.histogram_bin_edges(z[:, 0], bins=40)
+        edges = np.histogram_bin_edges(z[:, 0], bins=40).tolist()
         ax.hist([z[m, 0] for m in member], edges, stacked=True, color=[colours[c] for c in classes])
         style.name_axes(ax, x="posterior mean of latent 1", y="rows")
     else:
@@ -59,10 +64,10 @@ def latent_space(fit, data) -> Figure:
     return figure
 
 
-def _density_line(fit, data) -> Figure:
+def _density_line(fit: Fit, data: Data) -> Figure:
     seen = data.numpy()[:, 0]
     seen = seen[~np.isnan(seen)]
-    figure, (ax,) = style.panels(1, 1, (5.6, 3.4))
+    figure, (ax,) = style.panels(1, 1, (4.8, 3.2))
     ax.hist(seen, bins="auto", density=True, color=style.DATA, alpha=0.6)
     at = np.linspace(*_range(seen), 400)
     ax.plot(at, np.exp(np.asarray(fit.log_likelihood(Data(at[:, None], columns=data.columns)))), color=style.MODEL, linewidth=1.8)
@@ -70,13 +75,13 @@ def _density_line(fit, data) -> Figure:
     return figure
 
 
-def _density_contours(fit, data) -> Figure:
+def _density_contours(fit: Fit, data: Data) -> Figure:
     seen = data.numpy()
     seen = seen[~np.isnan(seen).any(1)]
     across, up = (np.linspace(*_range(seen[:, d]), GRID) for d in range(2))
     cells = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
     height = np.exp(np.asarray(fit.log_likelihood(Data(cells, columns=data.columns)), float)).reshape(GRID, GRID)
-    figure, (ax,) = style.panels(1, 1, (5.0, 4.0))
+    figure, (ax,) = style.panels(1, 1, (4.6, 3.8))
     _points(ax, seen, style.DATA, "o", pixels=len(seen) > style.MANY_POINTS)
     levels = _levels(height)
     ax.contour(across, up, height, levels=levels, colors=style.MODEL, linewidths=(0.9, 1.3, 1.8)[-len(levels) :])
@@ -98,8 +103,7 @@ def _levels(height: np.ndarray) -> list[float]:
     return sorted({float(falling[np.searchsorted(inside, share)]) for share in SHARES})
 
 
-def _scatter_matrix(data, drawn: np.ndarray) -> Figure:
-    chosen = _hanging_together(data)
+def _scatter_matrix(data: Data, drawn: np.ndarray, chosen: list[int]) -> Figure:
     seen, n = data.numpy(), len(chosen)
     pixels = len(seen) * n * (n - 1) / 2 > style.MANY_POINTS
     figure, axes = style.panels(n * n, n, (1.75, 1.6))
@@ -112,7 +116,7 @@ def _scatter_matrix(data, drawn: np.ndarray) -> Figure:
         span = _range(seen[:, j])
         ax.set_xlim(*span)
         if row == column:
-            edges = np.linspace(*span, 24)
+            edges = np.linspace(*span, 24).tolist()
             ax.hist(seen[:, j], edges, density=True, color=style.DATA, alpha=0.6)
             ax.hist(drawn[:, j], edges, density=True, histtype="step", color=style.MODEL, linewidth=1.3)
             ax.set_yticks([])
@@ -133,12 +137,12 @@ def _scatter_matrix(data, drawn: np.ndarray) -> Figure:
     return figure
 
 
-def _hanging_together(data) -> list[int]:
-    """The MOST_FEATURES features with the largest squared correlations with the others, in the table's order."""
-    if data.n_features <= MOST_FEATURES:
+def _hanging_together(data: Data, most: int) -> list[int]:
+    """At most so many features, those with the largest squared correlations with the others, in the table's order."""
+    if data.n_features <= most:
         return list(range(data.n_features))
     correlation = data.frame().corr(min_periods=3).fillna(0.0).to_numpy() ** 2
-    return sorted(np.argsort(-correlation.sum(0), kind="stable")[:MOST_FEATURES].tolist())
+    return sorted(np.argsort(-correlation.sum(0), kind="stable")[:most].tolist())
 
 
 def _points(ax: Axes, xy: np.ndarray, colour: str, marker: str, size: float = 14, pixels: bool = False) -> None:
@@ -152,7 +156,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def _classes(data) -> tuple[Sequence[str], list[np.ndarray]]:
+def _classes(data: Data) -> tuple[Sequence[str], list[np.ndarray]]:
     """The names of the known classes and, for each, which rows are in it; one class where none are known."""
     if data.labels is None:
         return ["all rows"], [np.ones(data.n_rows, bool)]

@@ -1,16 +1,23 @@
 """Which entries are missing, and which of them together."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ppvae.report.figures import style
 
+if TYPE_CHECKING:
+    from ppvae.data import Data
+
 PATTERNS = 16  # the most common ones; the rest share the last line
 NAMED = 30  # more features than this are numbered by the axis, not named
 
 
-def missingness(data) -> Figure:
+def missingness(data: Data) -> Figure:
     """The share of each feature's entries that is missing (top), and the patterns of missing features (dark) with the number of rows
     that have each, the most common first (at most 16 patterns).
     Raises ValueError where nothing is missing.

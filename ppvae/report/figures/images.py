@@ -1,6 +1,9 @@
 """Pictures, where a row is one: data beside the model's reconstruction, and new rows."""
 
+from __future__ import annotations
+
 from math import isqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,10 +11,14 @@ from matplotlib.figure import Figure
 
 from ppvae.report.figures import style
 
+if TYPE_CHECKING:
+    from ppvae.data import Data
+    from ppvae.inference.result import Fit
+
 DRAWS = 50  # of the same row, averaged to its reconstruction
 
 
-def reconstructions(fit, data, n: int = 10, seed: int = 0) -> Figure:
+def reconstructions(fit: Fit, data: Data, n: int = 10, seed: int = 0) -> Figure:
     """`n` rows spread evenly through the data (top) and what the model makes of each (bottom): the mean over draws of x from p(x | z)
     with z from the row's own posterior. One grey scale, that of the data.
     Raises ValueError where the rows are not images.
@@ -30,7 +37,7 @@ def reconstructions(fit, data, n: int = 10, seed: int = 0) -> Figure:
     return figure
 
 
-def samples(fit, n: int = 40, image_shape: tuple[int, int] | None = None, seed: int = 0) -> Figure:
+def samples(fit: Fit, n: int = 40, image_shape: tuple[int, int] | None = None, seed: int = 0) -> Figure:
     """`n` new rows drawn from the fitted model, as pictures of `image_shape` (height, width); a square where it is None.
     Raises ValueError where the features do not make such a picture.
     """

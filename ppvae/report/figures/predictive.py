@@ -1,5 +1,9 @@
 """Does the fitted model make data like these? Replicated statistics beside the observed ones."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,6 +12,9 @@ from matplotlib.lines import Line2D
 
 from ppvae.report.figures import style
 
+if TYPE_CHECKING:
+    from ppvae.criticism.checks import Criticism
+
 KINDS = {"same": ("the same rows, redrawn", style.PALETTE[0]), "new": ("new rows", style.PALETTE[4])}
 PAIRS = "correlation"
 FEW_PAIRS = 3  # correlations drawn as histograms; more of them are a matrix
@@ -15,9 +22,11 @@ STRONG = 4.0  # replicate standard deviations at which the colours of a matrix e
 NAMED = 12  # more features than this are not named beside a matrix
 
 
-def checks(criticism, limit: int = 24, columns: int = 4) -> Figure:
+def checks(criticism: Criticism, limit: int = 24, columns: int = 4) -> Figure:
     """Each statistic of each feature: the observed value (black line) among its replicates (outlines), for the same rows and for new
-    rows, with p = P(T(replicate) >= T(observed)). Of more than `limit` panels, those whose observed value lies furthest out.
+    rows, with p = P(T(replicate) >= T(observed)).
+
+    Of more than `limit` panels, those whose observed value lies furthest out, each statistic in turn.
     Four features or more: their correlations are left to `correlations`.
     Raises ValueError where nothing is defined that could be drawn.
     """
@@ -32,7 +41,7 @@ def checks(criticism, limit: int = 24, columns: int = 4) -> Figure:
     return figure
 
 
-def correlations(criticism, columns: int = 2) -> Figure:
+def correlations(criticism: Criticism, columns: int = 2) -> Figure:
     """The correlation of each pair of features. Left: observed (below the diagonal) and in new rows from the model (above it): a right
     model gives a symmetric picture. Right: observed less replicated, in standard deviations of the replicates.
     Raises ValueError where the criticism holds no correlations (one feature, a user's own statistics, more than 64 features).
@@ -48,7 +57,7 @@ def correlations(criticism, columns: int = 2) -> Figure:
     figure, axes = style.panels(2, columns, (4.2, 3.7))
     pictures = ((both, 1.0, "below: observed, above: model"), (apart, STRONG, "observed less model (sd of replicates)"))
     for ax, (values, most, title) in zip(axes, pictures, strict=True):
-        image = ax.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+        image = ax.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest", aspect="auto")
         bar = figure.colorbar(image, ax=ax, shrink=0.8, pad=0.02)
         bar.ax.tick_params(labelsize=8, colors=style.MUTED)
         bar.outline.set_visible(False)
@@ -68,7 +77,7 @@ def pairs_of(table: pd.DataFrame) -> bool:
 
 
 def panels_of(table: pd.DataFrame) -> list[tuple[str, int, str]]:
-    """What `checks` would draw: (statistic, place in its draws, feature), the furthest out first."""
+    """What `checks` would draw: (statistic, place in its draws, feature); the furthest out of each statistic, then the next of each."""
     found = []
     for statistic, rows in table[table["rows_kind"] == table["rows_kind"].iloc[0]].groupby("statistic", sort=False):
         if statistic == PAIRS and len(rows) > FEW_PAIRS:
@@ -77,10 +86,12 @@ def panels_of(table: pd.DataFrame) -> list[tuple[str, int, str]]:
     distance = (table["observed"] - table["replicated_mean"]).abs() / table["replicated_sd"]
     outness = distance.where(table["p_value"].notna()).groupby([table["statistic"], table["feature"]]).max()
     found = [panel for panel in found if np.isfinite(outness[panel[0], panel[2]])]
-    return sorted(found, key=lambda panel: -outness[panel[0], panel[2]])
+    furthest = sorted(found, key=lambda panel: -outness[panel[0], panel[2]])
+    turns = {panel: [p for p in furthest if p[0] == panel[0]].index(panel) for panel in furthest}
+    return sorted(furthest, key=lambda panel: turns[panel])
 
 
-def _histograms(ax: Axes, criticism, statistic: str, place: int, title: str) -> None:
+def _histograms(ax: Axes, criticism: Criticism, statistic: str, place: int, title: str) -> None:
     rows = criticism.table[criticism.table["statistic"] == statistic]
     observed = rows["observed"].iloc[place]
     draws = {kind: values[statistic][:, place] for kind, values in criticism.draws.items()}
@@ -99,12 +110,12 @@ def _histograms(ax: Axes, criticism, statistic: str, place: int, title: str) -> 
     ax.set_xlabel(", ".join(said), color=style.MUTED, fontsize=7.5)
 
 
-def _bins(values: np.ndarray, count: int = 24) -> np.ndarray:
+def _bins(values: np.ndarray, count: int = 24) -> list[float]:
     """Equal bins from the least to the greatest value; about a lone value where replicates do not differ beyond rounding."""
     low, high = values.min(), values.max()
     size = max(abs(low), abs(high))
     margin = 0.05 * size or 1.0 if high - low <= 1e-9 * size else 0.0
-    return np.linspace(low - margin, high + margin, count + 1)
+    return np.linspace(low - margin, high + margin, count + 1).tolist()
 
 
 def _short(name: str, most: int = 27) -> str:

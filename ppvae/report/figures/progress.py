@@ -1,6 +1,9 @@
 """How the methods of a comparison arrived, and what each of them lost on the way."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -9,16 +12,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ppvae.report import runs
 from ppvae.report.figures import style
+
+if TYPE_CHECKING:
+    from ppvae.compare import Comparison
+    from ppvae.inference.result import Fit
 
 FLOOR = 1e-6  # nats per row: two runs closer than this are drawn as equal
 POINTS = 250  # a curve is thinned to about so many points
 MANY_RUNS = 8  # the curves of more runs than this are drawn as pixels, so that a page stays small
 BARS = 12
 PARTS = {"parameters": "#334155", "approximation": "#8b9bb0", "amortization": "#d3dae3"}
+ERRORS = [f"{part}_se" for part in PARTS]
 
 
-def convergence(comparison, columns: int = 2) -> Figure:
+def convergence(comparison: Comparison, columns: int = 2) -> Figure:
     """Each run's way to the best log-likelihood, against steps and against seconds.
 
     Thick: the log-likelihood, where the run logged it; thin: the ELBO, the run's own objective; a marker: the last step. The vertical
@@ -32,41 +41,41 @@ def convergence(comparison, columns: int = 2) -> Figure:
     figure, axes = style.panels(2, columns)
     label = "gap to the best (nats per row)" if exact else "ELBO (nats per row)"
     for ax, clock in zip(axes, ("step", "seconds"), strict=True):
-        bottom = [_curve(ax, fit.history, clock, colour, marker, best, pixels) for fit, colour, marker in _runs(comparison)]
-        ax.set_xscale("log")
+        for fit, colour, marker in _runs(comparison):
+            _curve(ax, fit.history, clock, colour, marker, best, pixels)
+        low, high = ax.dataLim.intervalx
+        ax.set_xscale("log" if high > 20 * low else "linear")
+        ax.grid(color=style.RULE, linewidth=0.6)
+        style.name_axes(ax, x="steps" if clock == "step" else "seconds", y=label)
         if exact:
             ax.set_yscale("log")
             ax.set_ylim(bottom=FLOOR / 2)
-        elif np.isfinite(bottom).any():
-            ax.set_ylim(bottom=np.nanmin(bottom))
-        ax.grid(color=style.RULE, linewidth=0.6)
-        style.name_axes(ax, x="steps" if clock == "step" else "seconds", y=label)
-    methods = comparison.table["method"]
+        else:
+            ax.set_ylim(bottom=_lowest(comparison))
+    methods = runs.labels(comparison)
     colours, markers = style.colours(methods), style.markers(methods)
     style.legend(figure, [Line2D([], [], color=colours[m], marker=markers[m], markersize=4, label=m) for m in colours])
     return figure
 
 
-def gaps(comparison) -> Figure:
+def gaps(comparison: Comparison) -> Figure:
     """What each run lost against the best log-likelihood, split into parameters, approximation and amortization.
 
-    One bar a run (of more than 12 runs: one a method, the mean over its seeds), in nats per row, with a line of two standard errors
-    about its total. A part that came out negative (a Monte Carlo error, or parameters better than the reference's) is drawn to the left
-    of zero.
-    Raises ValueError where the comparison has no decomposition.
+    One bar a run (of more than 12 runs: one a method, the mean over its seeds), in nats per row; lines at the end of a part are two
+    standard errors of it. A part that came out negative (by error, or parameters better than the reference's) is drawn to the left.
     """
-    table = comparison.gaps
-    if not len(table):
-        raise ValueError("this comparison has no gaps to draw: none of its methods fitted a guide to a model with an exact answer")
-    table, names = _bars(table)
-    figure, (ax,) = style.panels(1, 1, (6.4, 1.1 + 0.3 * len(table)))
+    table, names = _bars(runs.gaps(comparison))
+    figure, (ax,) = style.panels(1, 1, (4.8, 1.1 + 0.3 * len(table)))
     rows = np.arange(len(table))
     right, left = np.zeros(len(table)), np.zeros(len(table))
     for part, colour in PARTS.items():
         width = table[part].fillna(0.0).to_numpy(float)
-        ax.barh(rows, width, left=np.where(width >= 0, right, left), color=colour, edgecolor="white", linewidth=0.6, height=0.62)
+        base = np.where(width >= 0, right, left)
+        ax.barh(rows, width, left=base, color=colour, edgecolor="white", linewidth=0.6, height=0.62)
+        error = table[f"{part}_se"].fillna(0.0).to_numpy(float)
+        known = error > 0
+        ax.errorbar((base + width)[known], rows[known], xerr=2 * error[known], fmt="none", ecolor=style.INK, elinewidth=0.9, capsize=2)
         right, left = right + width.clip(min=0), left + width.clip(max=0)
-    ax.errorbar(table["total"], rows, xerr=2 * table["total_se"].fillna(0.0), fmt="none", ecolor=style.INK, elinewidth=1, capsize=2)
     ax.axvline(0.0, color=style.MUTED, linewidth=0.8)
     ax.set_yticks(rows, names)
     ax.invert_yaxis()
@@ -81,32 +90,32 @@ def _bars(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if len(table) <= BARS:
         return table, [f"{m}, seed {s}" for m, s in zip(table["method"], table["seed"], strict=True)]
     methods = table.groupby("method", sort=False)
-    means = methods[[*PARTS, "total"]].mean().assign(total_se=methods["total_se"].agg(lambda se: np.sqrt((se**2).sum()) / len(se)))
-    return means, [f"{method}, {n} seeds" for method, n in methods.size().items()]
+    squares = table.assign(**{name: table[name] ** 2 for name in ERRORS}).groupby("method", sort=False)[ERRORS].sum()
+    errors = squares.pow(0.5).div(methods.size(), axis=0)
+    return pd.concat([methods[list(PARTS)].mean(), errors], axis=1), [f"{method}, {n} seeds" for method, n in methods.size().items()]
 
 
-def logged(comparison) -> bool:
+def logged(comparison: Comparison) -> bool:
     """Whether some run logged exact log-likelihoods, so that gaps to the best can be drawn."""
     return any(fit.history["log_likelihood"].notna().any() for fit in comparison.fits)
 
 
-def _runs(comparison) -> Iterator[tuple[object, str, str]]:
+def _runs(comparison: Comparison) -> Iterator[tuple[Fit, str, str]]:
     """(fit, colour, marker) of every run; the rows of the table are the fits, in their order."""
-    methods = comparison.table["method"]
+    methods = runs.labels(comparison)
     colours, markers = style.colours(methods), style.markers(methods)
     for fit, method in zip(comparison.fits, methods, strict=True):
         yield fit, colours[method], markers[method]
 
 
-def _best(comparison) -> float:
+def _best(comparison: Comparison) -> float:
     """The highest log-likelihood that a run of the comparison ended with."""
     last = [fit.history["log_likelihood"].dropna().to_numpy()[-1:] for fit in comparison.fits]
     return float(np.nanmax(np.concatenate([comparison.table["log_likelihood"].to_numpy(float), *last]), initial=-np.inf))
 
 
-def _curve(ax: Axes, history, clock: str, colour: str, marker: str, best: float | None, pixels: bool) -> float:
-    """Draw one run; return the lowest value it takes after a tenth of its steps (of interest on a linear axis)."""
-    lowest = np.nan
+def _curve(ax: Axes, history, clock: str, colour: str, marker: str, best: float | None, pixels: bool) -> None:
+    """Draw one run, as gaps to `best` or, where there is none, as it is."""
     for column, width, alpha in (("elbo", 0.9, 0.45), ("heldout_elbo", 0.9, 0.9), ("log_likelihood", 1.8, 0.9)):
         known = history[history[column].notna() & (history[clock] > 0)]
         if not len(known) or (best is not None and column == "heldout_elbo"):
@@ -119,9 +128,12 @@ def _curve(ax: Axes, history, clock: str, colour: str, marker: str, best: float 
         ends = column == "log_likelihood" or (column == "elbo" and history["log_likelihood"].isna().all())
         if ends:
             ax.plot(time[-1:], value[-1:], marker, color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.6, zorder=3)
-        if column == "elbo":
-            lowest = float(np.nanmin(value[time >= 0.1 * time[-1]]))
-    return lowest
+
+
+def _lowest(comparison: Comparison) -> float | None:
+    """The lowest ELBO that a run logged after a tenth of its steps."""
+    late = [fit.history.loc[fit.history["step"] >= 0.1 * fit.history["step"].max(), "elbo"].min() for fit in comparison.fits]
+    return None if np.isnan(late).all() else float(np.nanmin(late))
 
 
 def _thinned(values: np.ndarray) -> np.ndarray:
