@@ -67,7 +67,7 @@ class GMMExact(Exact):
         shift = torch.einsum("pkde,pke->pkd", both, offsets)
         products = patterns.apply(both.flatten(1, 2).mT, rows).unflatten(-1, (components, 2 * features)) - shift[patterns.of_row]
         white, residual = products.split(features, -1)
-        seen = patterns.unique.sum(-1, keepdim=True)
+        seen = patterns.unique.sum(-1, keepdim=True).to(rows)
         constants = (-0.5 * (logdet + seen * LOG_2PI))[patterns.of_row]
         return constants - 0.5 * white.square().sum(-1), residual, conditional
 

@@ -44,7 +44,7 @@ class MaskedMultivariateNormal(TorchDistribution):
             covariance, seen = self.covariance, float(self.event_shape[0])
         else:
             residual = torch.where(self.observed, residual, 0.0)
-            covariance, seen = masked_covariance(self.covariance, self.observed), self.observed.sum(-1)
+            covariance, seen = masked_covariance(self.covariance, self.observed), self.observed.sum(-1).to(residual)
         tril = torch.linalg.cholesky(covariance)
         logdet = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (_whitened(tril, residual).square().sum(-1) + logdet + seen * LOG_2PI)

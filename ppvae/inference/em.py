@@ -4,6 +4,7 @@ Optional acceleration works on the unconstrained parameters, where every extrapo
 log-likelihood is dropped in favour of plain EM's.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -73,7 +74,7 @@ class Climb:
         self.chunks: list[Batch] = list(task.data.chunks(CHUNK))
         self.free = [p for p in task.theta.parameters() if p.requires_grad]
         self.began, self.steps, self.history = time.perf_counter(), 0, []
-        self.best: float | None = None
+        self.best = -math.inf
         self.status, self.converged = "", False
 
     @property
@@ -98,37 +99,42 @@ class Climb:
         self.task.theta.assign(self.exact.maximize(self.task.theta, statistics))
         return self.here
 
-    def __call__(self, vector: Tensor, guard: bool = False) -> tuple[float, Tensor] | None:
-        """One EM step from `vector`: (log-likelihood per row there, the next vector).
-
-        With `guard`, None where the log-likelihood at `vector` is below the best so far: an extrapolation that went too far.
-        """
-        if self.steps >= self.method.max_steps:
-            raise Stop(f"stopped at max_steps={self.method.max_steps} before the tolerance was met: raise max_steps, or accelerate", False)
-        try:
-            value, statistics = self.e_step(vector)
-        except torch.linalg.LinAlgError:
-            if guard:
-                return None
-            raise
-        rounding = 1e-10 * (1 + abs(value))
-        fell = self.best is not None and not value >= self.best - rounding
-        if guard and fell:
-            return None
-        if fell or not value == value:
+    def __call__(self, vector: Tensor) -> Tensor:
+        """The EM step from `vector`, itself the image of a point seen before: ascent is certain, and too small a gain ends the climb."""
+        value, statistics = self._evaluate(vector)
+        if not value >= self.best - 1e-10 * (1 + abs(value)):  # beyond rounding, or NaN
             raise Stop(
                 f"the log-likelihood went from {self.best} to {value} nats per row at step {self.steps}: "
                 "the model's closed forms do not belong to its story (see ppvae.laws.check)",
                 False,
             )
-        gain = float("inf") if self.best is None else value - self.best
+        gain, self.best = value - self.best, value
+        self._log(value)
+        if gain < self.method.tolerance:
+            raise Stop(f"converged: the last step gained less than {self.method.tolerance:g} nats per row", True)
+        return self.m_step(statistics)
+
+    def try_at(self, vector: Tensor) -> Tensor | None:
+        """The EM step from an extrapolated `vector`; None where that is no higher than the best so far."""
+        try:
+            value, statistics = self._evaluate(vector)
+        except torch.linalg.LinAlgError:
+            return None
+        if not value > self.best:
+            return None
         self.best = value
+        self._log(value)
+        return self.m_step(statistics)
+
+    def _evaluate(self, vector: Tensor) -> tuple[float, Statistics]:
+        if self.steps >= self.method.max_steps:
+            raise Stop(f"stopped at max_steps={self.method.max_steps} before the tolerance was met: raise max_steps, or accelerate", False)
+        return self.e_step(vector)
+
+    def _log(self, value: float) -> None:
         seconds = time.perf_counter() - self.began
         self.history.append({"step": self.steps, "seconds": seconds, "elbo": value, "log_likelihood": value})
         self.task.progress(self.steps, self.method.max_steps, f"{value:.6f} nats per row")
-        if gain < self.method.tolerance:
-            raise Stop(f"converged: the last step gained less than {self.method.tolerance:g} nats per row", True)
-        return value, self.m_step(statistics)
 
 
 def sum_statistics(exact: Exact, theta: Parameters, chunks: list[Batch]) -> Statistics:
@@ -143,41 +149,48 @@ def sum_statistics(exact: Exact, theta: Parameters, chunks: list[Batch]) -> Stat
 def plain(em: Climb) -> None:
     vector = em.here
     while True:
-        _, vector = em(vector)
+        vector = em(vector)
 
 
 def squarem(em: Climb) -> None:
     """Two EM steps give a direction and its curvature; go along it as far as they suggest (Varadhan & Roland 2008, S3)."""
     start = em.here
     while True:
-        _, first = em(start)
-        _, second = em(first)
+        first = em(start)
+        second = em(first)
         step, bend = first - start, second - 2 * first + start
         length = -float(step.norm() / bend.norm().clamp(min=1e-300))
-        start = second
-        if length < -1:  # at -1 the extrapolation is plain EM's second step
-            jump = em(first - step - 2 * length * step + length**2 * bend, guard=True)
-            start = second if jump is None else jump[1]
+        # At length -1 the extrapolation is plain EM's second step.
+        jump = em.try_at(start - 2 * length * step + length**2 * bend) if length < -1 else None
+        start = second if jump is None else jump
 
 
 def anderson(em: Climb, depth: int = 5) -> None:
-    """Combine the last steps so that their residuals nearly cancel (Walker & Ni 2011); fall back to plain EM where that goes down."""
+    """Combine the last steps so that their residuals nearly cancel (Walker & Ni 2011); a plain step where that does not go up."""
     at = em.here
-    _, image = em(at)
+    image = em(at)
     points, residuals = [at], [image - at]
-    following = image
     while True:
-        found = em(following, guard=len(points) > 1)
-        if found is None:  # start anew from the last plain step
-            at, (_, image) = image, em(image)
-            points, residuals = [], []
+        before, proposal = em.best, extrapolated(points, residuals)
+        found = None if proposal is None else em.try_at(proposal)
+        if found is None or em.best - before < em.method.tolerance:
+            # Start anew: a plain step, whose gain also says whether this is the end.
+            at = image if found is None else found
+            image = em(at)
+            points, residuals = [at], [image - at]
         else:
-            at, image = following, found[1]
-        points, residuals = [*points, at][-depth - 1 :], [*residuals, image - at][-depth - 1 :]
-        following = image
-        if len(points) > 1:
-            d_residual = torch.stack([b - a for a, b in zip(residuals, residuals[1:], strict=False)], -1)
-            d_point = torch.stack([b - a for a, b in zip(points, points[1:], strict=False)], -1)
-            weights = torch.linalg.lstsq(d_residual, residuals[-1].unsqueeze(-1), driver="gelsd").solution
-            proposal = image - ((d_point + d_residual) @ weights).squeeze(-1)
-            following = proposal if bool(torch.isfinite(proposal).all()) else image
+            assert proposal is not None
+            at, image = proposal, found
+            points, residuals = [*points, at][-depth - 1 :], [*residuals, image - at][-depth - 1 :]
+
+
+def extrapolated(points: list[Tensor], residuals: list[Tensor]) -> Tensor | None:
+    """The combination of points whose residuals, extended linearly, are least; a plain EM step where there is only one point."""
+    image = points[-1] + residuals[-1]
+    if len(points) == 1:
+        return image
+    d_residual = torch.stack([b - a for a, b in zip(residuals, residuals[1:], strict=False)], -1)
+    d_point = torch.stack([b - a for a, b in zip(points, points[1:], strict=False)], -1)
+    weights = torch.linalg.lstsq(d_residual, residuals[-1].unsqueeze(-1), driver="gelsd").solution
+    proposal = image - ((d_point + d_residual) @ weights).squeeze(-1)
+    return proposal if bool(torch.isfinite(proposal).all()) else None

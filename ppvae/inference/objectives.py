@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyro.infer as infer
-import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -37,12 +36,20 @@ class Objective:
 
 
 def analytic_kl_rows(program: Program, guide: Program, batch: Batch, draws: int | None = None) -> Tensor:
-    """E_q log p(x | z) - KL(q(z) || p(z)), the divergence in closed form: for guides whose sites are independent given the row."""
+    """E_q log p(x | z) - KL(q(z) || p(z)), the divergence in closed form: for guides whose sites are independent given the row.
+
+    As in Pyro, a pair of distributions without a formula is left to its draws.
+    """
     q, p, _ = paired_traces(program, guide, batch, draws)
-    latent = random_sites(q)
-    divergence = sum(kl_divergence(site["fn"], random_sites(p)[name]["fn"]) for name, site in latent.items())
-    likelihood = total(p, batch) - sum(p.nodes[name]["log_prob"] / batch.scale for name in latent)
-    return likelihood - torch.as_tensor(divergence)
+    rows = total(p, batch) - total(q, batch)
+    for name, site in random_sites(q).items():
+        prior = p.nodes[name]
+        try:
+            divergence = kl_divergence(site["fn"], prior["fn"])
+        except NotImplementedError:
+            continue
+        rows = rows + (site["log_prob"] - prior["log_prob"]) / batch.scale - divergence
+    return rows
 
 
 OBJECTIVES = {

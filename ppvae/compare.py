@@ -1,0 +1,202 @@
+"""compare: every method from the same start, scored by the same code, and how far each is from the truth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from ppvae import guides
+from ppvae.criticism.gaps import gaps
+from ppvae.data import Data, as_data
+from ppvae.inference.closed_form import ClosedForm
+from ppvae.inference.em import EM
+from ppvae.inference.fit import prepare, run, start
+from ppvae.inference.method import Method, Progress
+from ppvae.inference.result import Fit
+from ppvae.inference.svi import SVI
+from ppvae.model import Model
+from ppvae.scores import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare` found. All scores are in nats per row, higher is better.
+
+    model; data: the training rows; held_out: the rows kept back, or None; fits: one for each method and seed.
+    """
+
+    model: Model
+    data: Data
+    held_out: Data | None
+    fits: list[Fit]
+    _scores: list[tuple[Scores, Scores, Scores, Scores | None]] = field(repr=False)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """method, seed, status, log_likelihood, elbo, gap_to_best, kl, steps, seconds; standard errors beside what was estimated."""
+        rows = []
+        top = max(float(evidence.mean()) for evidence, *_ in self._scores)
+        for fit, (evidence, bound, divergence, held) in zip(self.fits, self._scores, strict=True):
+            row = {"method": fit.method.name, "seed": fit.seed, "status": fit.status, "log_likelihood": float(evidence.mean())}
+            if not evidence.exact:
+                row["log_likelihood_se"] = evidence.mean_standard_error
+            row |= {"elbo": float(bound.mean()), "gap_to_best": top - float(evidence.mean()), "kl": float(divergence.mean())}
+            if divergence.standard_error is not None:
+                row["kl_se"] = divergence.mean_standard_error
+            if held is not None:
+                row["heldout_log_likelihood"] = float(held.mean())
+            rows.append(row | {"steps": fit.steps, "seconds": fit.seconds})
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """Mean and sd over seeds for each method."""
+        shown = [c for c in self.table.columns if c not in ("method", "seed", "status")]
+        return self.table.groupby("method", sort=False)[shown].agg(["mean", lambda x: x.std(ddof=1) if len(x) > 1 else np.nan]).rename(
+            columns={"<lambda_0>": "sd", "<lambda>": "sd"}
+        )
+
+    @property
+    def best(self) -> Fit:
+        """The fit of highest log-likelihood."""
+        return self.fits[int(np.argmax([evidence.mean() for evidence, *_ in self._scores]))]
+
+    @cached_property
+    def gaps(self) -> pd.DataFrame:
+        """What each fit loses against the best exact fit: parameters + approximation + amortization, with standard errors."""
+        exact = [float(evidence.mean()) for evidence, *_ in self._scores if evidence.exact]
+        top = max(exact) if exact else None
+        rows = []
+        for fit, (evidence, bound, *_) in zip(self.fits, self._scores, strict=True):
+            found = gaps(fit, self.data, top, evidence, bound)
+            parts = {n: getattr(found, n) for p in ("parameters", "approximation", "amortization") for n in (p, f"{p}_se")}
+            rows.append({"method": fit.method.name, "seed": fit.seed, **parts, "total": found.total})
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def distances(self) -> pd.DataFrame:
+        """How far each fit is from the best one, whatever the order of components or the rotation of latents.
+
+        For each identifiable quantity the root mean square difference relative to the best fit's own size, and for "log_density" the
+        root mean square difference of log p(x_n) over the training rows, in nats.
+        """
+        best = self.best
+        reference = {n: v.detach() for n, v in self.model.identifiable(best.theta).items()}
+        at = self.fits.index(best)
+        rows = []
+        for fit, (evidence, *_) in zip(self.fits, self._scores, strict=True):
+            found = aligned(self.model, self.model.identifiable(fit.theta), reference)
+            for name, value in found.items():
+                size = float(reference[name].square().mean().sqrt())
+                gap = float((value - reference[name]).square().mean().sqrt())
+                rows.append({"method": fit.method.name, "seed": fit.seed, "quantity": name, "distance": gap / size if size else gap})
+            apart = np.asarray(evidence) - np.asarray(self._scores[at][0])
+            rows.append({"method": fit.method.name, "seed": fit.seed, "quantity": "log_density", "distance": float(np.sqrt((apart**2).mean()))})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> "Figure":
+        """Convergence of all methods, against steps and seconds."""
+        from ppvae import report
+
+        return report.convergence(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report, one HTML file. Raises ValueError if its folder does not exist."""
+        from ppvae.report import page
+
+        return page.write(self, path)
+
+
+def aligned(model: Model, values: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`values` with their exchangeable components in the order that matches `reference` best (Hungarian assignment)."""
+    values = {name: v.detach() for name, v in values.items()}
+    names = [n for n in model.exchangeable if n in values and values[n].ndim and len(values[n]) == len(values[model.exchangeable[0]])]
+    if not names:
+        return values
+
+    def rows(quantities: dict[str, torch.Tensor]) -> torch.Tensor:
+        scaled = [quantities[n].flatten(1) if quantities[n].ndim > 1 else quantities[n][:, None] for n in names]
+        spread = [reference[n].flatten().std(correction=0).clamp(min=1e-12) for n in names]
+        return torch.cat([s / d for s, d in zip(scaled, spread, strict=True)], 1)
+
+    cost = torch.cdist(rows({n: reference[n] for n in names}), rows(values)).square()
+    _, order = linear_sum_assignment(cost.cpu().numpy())
+    return values | {n: values[n][torch.as_tensor(order)] for n in names}
+
+
+def compare(
+    model: Model,
+    data: object,
+    methods: str | Sequence[Method] | None = None,
+    *,
+    seeds: int = 1,
+    holdout: float = 0.0,
+    init: dict[str, object] | None = None,
+    guide: guides.Guide | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Fit a model by several methods from the same starts, and score them alike.
+
+    methods: config objects, or words as on the command line ("em, svi(steps=500)"); None: all that the model allows of ClosedForm, EM and
+    SVI.  seeds: starts 0 to seeds - 1, each shared by all methods.  holdout: a share of the rows kept out of training and scored.
+    The rest as in `ppvae.fit`.
+
+    Raises ValueError as `ppvae.fit` does, and for a method that the model does not allow.
+
+    >>> import ppvae
+    >>> found = compare(ppvae.models.PPCA(n_latents=2), ppvae.load_data("iris"), [ppvae.ClosedForm(), ppvae.EM()])
+    >>> found.table.gap_to_best.round(6).tolist()
+    [0.0, 0.0]
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, not {seeds}")
+    data = as_data(data)
+    model.check(data)
+    train, held = (data, None) if holdout == 0 else data.split(holdout)
+    train = prepare(model, train, dtype, device)
+    held = None if held is None else held.to(train.dtype, train.device)
+    chosen = _methods(model, train, methods)
+    plan = list(product(range(seeds), chosen))
+    fits, scores = [], []
+    starts = {seed: start(model, train, seed, init) for seed in range(seeds)}
+    for done, (seed, method) in enumerate(plan):
+        fit = run(method, model, train, starts[seed], seed=seed, guide=guide, progress=_inside(progress, done, len(plan), method, seed))
+        fits.append(fit)
+        evidence, bound = fit.log_likelihood(train), fit.elbo(train)
+        scores.append((evidence, bound, fit.kl(train), None if held is None else fit.log_likelihood(held)))
+    return Comparison(model, train, held, fits, scores)
+
+
+def _methods(model: Model, data: Data, methods: str | Sequence[Method] | None) -> list[Method]:
+    if isinstance(methods, str):
+        from ppvae.registry import load_methods
+
+        methods = load_methods(methods)
+    if methods is None:
+        return [m for m in (ClosedForm(), EM(), SVI()) if m.refusal(model, data) is None]
+    if not methods:
+        raise ValueError("compare needs at least one method")
+    for method in methods:
+        reason = method.refusal(model, data)
+        if reason:
+            raise ValueError(reason)
+    return list(methods)
+
+
+def _inside(progress: Progress | None, done: int, fits: int, method: Method, seed: int) -> Progress | None:
+    """Progress of one fit as part of the whole: each fit counts 1000."""
+    if progress is None:
+        return None
+    return lambda step, steps, note: progress(1000 * done + 1000 * step // max(1, steps), 1000 * fits, f"{method.name}, seed {seed}: {note}")

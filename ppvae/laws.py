@@ -1,0 +1,349 @@
+"""The laws: what every model's story and closed forms owe each other, checked on anyone's model.
+
+1. Bayes. For any z: log p(x, z) traced from the story less log p(z | x) is log p(x), row by row. No Monte Carlo.
+2. Tightness. With the exact posterior as guide the ELBO is log p(x) with no variance; scaled minibatches average to the full log joint.
+3. Ascent. No EM step lowers log p(x); where EM has converged, its gradient in theta vanishes.
+4. Coverage. `maximize` returns exactly the trainable names, with their shapes and constraints.
+5. Bound. The ELBO is at most log p(x), up to 4 standard errors, for a guide that was never trained.
+6. Additivity. Statistics of parts sum to the statistics of the whole.
+7. One objective. The captured loss is Pyro's own ELBO, value and gradients.
+8. Missing. A row without an entry scores as its marginal over that entry; a wholly missing row scores 0.
+
+All in float64, on a few rows. What a law needs and a model does not have makes it "does not apply".
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppvae import guides
+from ppvae.data import Batch, Data, as_data
+from ppvae.exact import Exact, ExactGuide
+from ppvae.inference.em import EM, sum_statistics
+from ppvae.inference.fit import start
+from ppvae.inference.method import Task, seeded
+from ppvae.inference.objectives import OBJECTIVES
+from ppvae.inference.svi import SVI, Step
+from ppvae.model import Model
+from ppvae.parameters import Parameters
+from ppvae.program.joint import Program, elbo_rows, log_joint, random_sites, sites_of
+from ppvae.scores import by_chunks, exact_log_marginal, sampled_elbo, sampled_evidence
+
+ROWS = 200
+ROUNDING = 1e-8  # relative, float64: a few thousand operations of one part in 10^16, and solves of condition up to 10^4
+GRADIENT = 1e-4  # nats per row and unit of theta: EM stops where a step gains 1e-15, and is then within some 1e-12 of the top
+
+
+class NotApplicable(Exception):  # noqa: N818 - not an error: the law has nothing to hold on to
+    """The model lacks what the law speaks of; the message says what."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model on a few rows, at its start: what every law works on."""
+
+    model: Model
+    data: Data
+    theta: Parameters
+    seed: int
+
+    @property
+    def program(self) -> Program:
+        return partial(self.model.model, self.theta)
+
+    @property
+    def batch(self) -> Batch:
+        return self.data.batch()
+
+    @property
+    def exact(self) -> Exact:
+        exact = self.model.closed_forms
+        if exact is None or not exact.has("posterior", "log_marginal"):
+            raise NotApplicable("the model gives no exact posterior")
+        return exact
+
+    @property
+    def em(self) -> Exact:
+        exact = self.model.closed_forms
+        if exact is None or not exact.has("statistics", "maximize"):
+            raise NotApplicable("the model gives no E- and M-step")
+        return exact
+
+    def guide(self) -> nn.Module:
+        """The model's own guide, untrained."""
+        with seeded(self.seed):
+            return guides.build(self.model, self.theta, self.data)
+
+    def latents(self) -> dict[str, Tensor]:
+        """One value for each latent site of each row, from the story's prior."""
+        with seeded(self.seed), torch.no_grad():
+            trace = poutine.trace(poutine.uncondition(self.program)).get_trace(self.batch)
+        return {n: s["value"] for n, s in random_sites(trace).items() if n in self.latent_names}
+
+    @property
+    def latent_names(self) -> set[str]:
+        return {n for n, s in sites_of(self.program, self.batch).items() if not s["is_observed"]}
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What `check` found. table: law, name, verdict ("holds", "fails", "does not apply"), error, tolerance, note."""
+
+    table: pd.DataFrame
+
+    @property
+    def passed(self) -> bool:
+        """No law fails."""
+        return not (self.table.verdict == "fails").any()
+
+    def __getitem__(self, law: int) -> str:
+        """The verdict of a law by its number."""
+        return str(self.table.set_index("law").verdict[law])
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the size of what is compared (at least 1)."""
+    a, b = a.detach(), b.detach()
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1.0))
+
+
+def bayes(bench: Bench) -> tuple[float, float]:
+    exact, batch, latents = bench.exact, bench.batch, bench.latents()
+    posterior, marginal = exact.posterior(bench.theta, batch), exact.log_marginal(bench.theta, batch)
+    error = _relative(log_joint(bench.program, batch, latents) - posterior.log_prob(latents), marginal)
+    summed = {n: v for n, v in latents.items() if n != posterior.component}
+    if len(summed) < len(latents):  # the component left to the story's own sum
+        error = max(error, _relative(log_joint(bench.program, batch, summed) - posterior.log_prob(summed), marginal))
+    return error, ROUNDING
+
+
+def tightness(bench: Bench) -> tuple[float, float]:
+    error = 0.0
+    latents, whole = bench.latents(), bench.batch
+    half = bench.data.n_rows // 2
+    parts = [torch.arange(0, half), torch.arange(half, 2 * half)]
+
+    def scaled(rows: Tensor, of: Data) -> Tensor:
+        held = {n: v[rows] for n, v in latents.items()}
+        return poutine.trace(poutine.condition(bench.program, data=held)).get_trace(of.batch(rows)).log_prob_sum()
+
+    even = bench.data.take(torch.arange(2 * half))
+    error = _relative(sum(scaled(rows, even) for rows in parts) / 2, scaled(torch.arange(2 * half), even))
+    exact = bench.model.closed_forms
+    if exact is not None and exact.has("posterior", "log_marginal"):
+        with seeded(bench.seed):
+            draws = elbo_rows(bench.program, ExactGuide(bench.model, bench.theta), whole, 5)
+        error = max(error, _relative(draws, exact.log_marginal(bench.theta, whole).expand_as(draws)))
+    return error, ROUNDING
+
+
+def ascent(bench: Bench) -> tuple[float, float]:
+    exact, theta = bench.em, copy.deepcopy(bench.theta)
+    chunks = [bench.batch]
+    before, worst = -inf, 0.0
+    for _ in range(20):
+        now = float(exact_log_marginal(exact, theta, bench.data).mean())
+        worst = max(worst, (before - now) / (1 + abs(now)))
+        before = now
+        theta.assign(exact.maximize(theta, sum_statistics(exact, theta, chunks)))
+    if worst > 1e-10:
+        return worst, 1e-10
+    EM(max_steps=20_000, tolerance=1e-15, acceleration="squarem").run(Task(bench.model, bench.data, theta, None, bench.seed))
+    if theta.at_floor():
+        raise NotApplicable("EM ended on a floor, where the gradient need not vanish")
+    free = [p for p in theta.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(exact.log_marginal(theta, bench.batch).mean(), free)
+    return max(float(g.abs().max()) for g in gradients), GRADIENT
+
+
+def coverage(bench: Bench) -> tuple[float, float]:
+    found = bench.em.maximize(bench.theta, sum_statistics(bench.em, bench.theta, [bench.batch]))
+    if set(found) != set(bench.theta.trainable):
+        raise AssertionError(f"maximize gives {sorted(found)}, but theta trains {sorted(bench.theta.trainable)}")
+    try:
+        copy.deepcopy(bench.theta).assign(found)
+    except ValueError as error:
+        raise AssertionError(str(error)) from error
+    return 0.0, 0.0
+
+
+def bound(bench: Bench) -> tuple[float, float]:
+    with seeded(bench.seed):
+        guide = bench.guide()
+        elbo = sampled_elbo(bench.program, guide, bench.data, 200)
+        exact = bench.model.closed_forms
+        if exact is not None and exact.has("log_marginal"):
+            evidence, error = exact_log_marginal(exact, bench.theta, bench.data).numpy(), 0.0
+        else:
+            scores = sampled_evidence(bench.program, guide, bench.data, 2000)
+            evidence, error = np.asarray(scores), scores.mean_standard_error
+    over = float(np.mean(np.asarray(elbo) - evidence))
+    return over, 4 * float(np.hypot(elbo.mean_standard_error, error)) + ROUNDING
+
+
+def additivity(bench: Bench) -> tuple[float, float]:
+    exact, n = bench.em, bench.data.n_rows
+    whole = sum_statistics(exact, bench.theta, [bench.batch])
+    parts = sum_statistics(exact, bench.theta, [bench.data.batch(torch.arange(0, n // 3)), bench.data.batch(torch.arange(n // 3, n))])
+    return max(_relative(parts[name], whole[name]) for name in whole), ROUNDING
+
+
+def one_objective(bench: Bench) -> tuple[float, float]:
+    worst = 0.0
+    rows = bench.data.batch(torch.arange(bench.data.n_rows // 2))  # a minibatch: the N / B scale is part of the objective
+    for name, particles in [(name, particles) for name in OBJECTIVES for particles in (1, 3)]:
+        results = []
+        for compile in ("auto", False):
+            guide = bench.guide()
+            task = Task(bench.model, bench.data, copy.deepcopy(bench.theta), None, bench.seed)
+            with seeded(bench.seed):
+                step = Step(SVI(objective=name, particles=particles, compile=compile), task, guide, rows)
+                if compile == "auto" and not step.engine.startswith("captured"):
+                    raise NotApplicable(step.engine)
+                if step.enumerated and step.objective.pyro_enumerated is None:
+                    break
+                torch.manual_seed(bench.seed)
+                value = step.run(rows)
+            results.append([value, *(p.grad for p in step.parameters)])
+        if results:
+            worst = max(worst, *(_relative(a, b) for a, b in zip(*results, strict=True)))
+    return worst, ROUNDING
+
+
+def missing(bench: Bench) -> tuple[float, float]:
+    """Remove one entry of each of a few rows, and integrate it out by a sum over a fine grid: both scores must agree."""
+    rows = torch.arange(min(4, bench.data.n_rows))
+    column = torch.arange(len(rows)) % bench.data.n_features
+    latents = {n: v[rows] for n, v in bench.latents().items()}
+    exact = bench.model.closed_forms
+    score = _marginal(bench) if exact is not None and exact.has("log_marginal") else _joint(bench, latents)
+    grid, weight = _grid(bench)
+    binary = len(grid) == 2
+
+    batch = bench.data.batch(rows)
+    observed = batch.observed.clone()
+    observed[rows, column] = False
+    holes = replace(batch, x=torch.where(observed, batch.x, 0.0), observed=observed, complete=False)
+    n = len(grid)
+    filled = batch.x.repeat_interleave(n, 0)
+    filled[torch.arange(len(filled)), column.repeat_interleave(n)] = _spread(grid, bench.data, column).flatten()
+    seen = batch.observed.clone()
+    seen[rows, column] = True
+    full = replace(
+        batch,
+        x=filled,
+        observed=seen.repeat_interleave(n, 0),
+        index=rows.repeat_interleave(n),
+        context=None if batch.context is None else batch.context.repeat_interleave(n, 0),
+        n_total=len(filled),
+    )
+    integrated = (score(full, n).reshape(len(rows), n) + weight).logsumexp(1)
+    integrated = integrated if binary else integrated + bench.data.scale[column].log()
+    error = _relative(score(holes, 1), integrated)
+
+    nothing = replace(batch, x=torch.zeros_like(batch.x), observed=torch.zeros_like(batch.observed), complete=False)
+    error = max(error, float((score(nothing, 1) - _prior(bench, nothing, latents)).detach().abs().max()))
+    garbage = replace(holes, x=torch.where(observed, batch.x, 1.0 if binary else 1e3))
+    return max(error, _relative(score(garbage, 1), score(holes, 1))), ROUNDING
+
+
+Score = Callable[[Batch, int], Tensor]
+
+
+def _marginal(bench: Bench) -> Score:
+    def score(batch: Batch, repeats: int) -> Tensor:
+        return bench.model.closed_forms.log_marginal(bench.theta, batch)  # type: ignore[union-attr]
+
+    return score
+
+
+def _joint(bench: Bench, latents: dict[str, Tensor]) -> Score:
+    """The log joint at fixed latents, where there is no marginal: the mask acts in the likelihood, given z."""
+
+    def score(batch: Batch, repeats: int) -> Tensor:
+        return log_joint(bench.program, batch, {n: v.repeat_interleave(repeats, 0) for n, v in latents.items()})
+
+    return score
+
+
+def _prior(bench: Bench, batch: Batch, latents: dict[str, Tensor]) -> Tensor:
+    """What a wholly missing row must score: 0, or the prior of the latents that are held fixed."""
+    exact = bench.model.closed_forms
+    if exact is not None and exact.has("log_marginal"):
+        return batch.x.new_zeros(batch.size)
+    trace = poutine.trace(poutine.condition(bench.program, data=latents)).get_trace(batch)
+    trace.compute_log_prob()
+    return torch.as_tensor(sum(trace.nodes[name]["log_prob"] / batch.scale for name in latents))
+
+
+def _grid(bench: Bench) -> tuple[Tensor, Tensor]:
+    """Where an entry may lie, in standard deviations of its column (or the two values of a binary one), and the log of each point's weight.
+
+    The real line is mapped by sinh: dense near the mean, out to 10^4 standard deviations, and the trapezoid rule converges geometrically.
+    """
+    support = random_sites(poutine.trace(bench.program).get_trace(bench.batch))["x"]["fn"].support
+    base = getattr(support, "base_constraint", support)
+    if isinstance(base, type(constraints.boolean)):
+        return torch.tensor([0.0, 1.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    if isinstance(base, type(constraints.real)) or isinstance(support, type(constraints.real_vector)):
+        t = torch.linspace(-10, 10, 8001, dtype=torch.float64)
+        return t.sinh(), (t.cosh() * (t[1] - t[0])).log()
+    raise NotApplicable(f"no rule for integrating over {type(base).__name__}")
+
+
+def _spread(grid: Tensor, data: Data, column: Tensor) -> Tensor:
+    if len(grid) == 2:
+        return grid.expand(len(column), -1)
+    return data.mean[column].unsqueeze(1) + data.scale[column].unsqueeze(1) * grid
+
+
+LAWS: dict[int, tuple[str, Callable[[Bench], tuple[float, float]]]] = {
+    1: ("Bayes", bayes),
+    2: ("tightness", tightness),
+    3: ("ascent", ascent),
+    4: ("coverage", coverage),
+    5: ("bound", bound),
+    6: ("additivity", additivity),
+    7: ("one objective", one_objective),
+    8: ("missing", missing),
+}
+
+
+def check(model: Model, data: object, *, seed: int = 0) -> Verdicts:
+    """Check a model, yours too, against the laws, on up to 200 rows of the data.
+
+    Raises ValueError for data that the model cannot take.
+
+    >>> import ppvae
+    >>> verdicts = check(ppvae.models.PPCA(n_latents=1), ppvae.load_data("iris"))
+    >>> verdicts.passed, verdicts[1]
+    (True, 'holds')
+    """
+    data = as_data(data)
+    model.check(data)
+    with seeded(seed):
+        few = data.take(torch.randperm(data.n_rows)[:ROWS].sort().values) if data.n_rows > ROWS else data
+    bench = Bench(model, few, start(model, few, seed), seed)
+    rows = []
+    with pyro.validation_enabled(False):
+        for number, (name, law) in LAWS.items():
+            try:
+                error, tolerance = law(bench)
+                verdict, note = ("holds" if error <= tolerance else "fails"), ""
+            except NotApplicable as reason:
+                error, tolerance, verdict, note = np.nan, np.nan, "does not apply", str(reason)
+            except (AssertionError, ValueError, RuntimeError, ArithmeticError) as problem:
+                error, tolerance, verdict, note = np.nan, np.nan, "fails", f"{type(problem).__name__}: {problem}"
+            rows.append({"law": number, "name": name, "verdict": verdict, "error": error, "tolerance": tolerance, "note": note})
+    return Verdicts(pd.DataFrame(rows))
