@@ -17,7 +17,7 @@ from ppvae.criticism.gaps import gaps
 from ppvae.data import Data, as_data
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
-from ppvae.inference.fit import prepare, run, start
+from ppvae.inference.fit import precision, prepare, run, start
 from ppvae.inference.method import Method, Progress
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
@@ -165,12 +165,13 @@ def compare(
     data = as_data(data)
     model.check(data)
     train, held = (data, None) if holdout == 0 else data.split(holdout)
-    train = prepare(model, train, dtype, device)
+    train = prepare(model, train, device)
+    starts = {seed: start(model, train, seed, init) for seed in range(seeds)}
+    train = train.to(dtype or precision(starts[0]))
     held = None if held is None else held.to(train.dtype, train.device)
     chosen = _methods(model, train, methods)
     plan = list(product(range(seeds), chosen))
     fits, scores = [], []
-    starts = {seed: start(model, train, seed, init) for seed in range(seeds)}
     for done, (seed, method) in enumerate(plan):
         fit = run(method, model, train, starts[seed], seed=seed, guide=guide, progress=_inside(progress, done, len(plan), method, seed))
         fits.append(fit)

@@ -152,14 +152,14 @@ class ExactGuide(nn.Module):
     Sites that the story sums out by enumeration are left to the enumeration.
     """
 
-    def __init__(self, model: "Model", theta: Parameters) -> None:
+    def __init__(self, exact: Exact, theta: Parameters) -> None:
         super().__init__()
-        self.model = model
+        self.exact = exact
         self.__dict__["theta"] = theta  # not a submodule: the guide has no parameters of its own
 
     def forward(self, batch: Batch) -> None:
-        posterior = self.model.closed_forms.posterior(self.theta, batch)
-        guided = self.model.guided_component
+        posterior = self.exact.posterior(self.theta, batch)
+        guided = self.exact.model.guided_component
         with batch.rows:
             if posterior.component is not None and guided:
                 infer = {"enumerate": "parallel"} if posterior.latent is None else {}

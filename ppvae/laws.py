@@ -15,7 +15,7 @@ All in float64, on a few rows. What a law needs and a model does not have makes 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from math import inf
 
 import numpy as np
@@ -36,6 +36,7 @@ from ppvae.inference.objectives import OBJECTIVES
 from ppvae.inference.svi import SVI, Step
 from ppvae.model import Model
 from ppvae.parameters import Parameters
+from ppvae.program.derive import exact_forms
 from ppvae.program.joint import Program, elbo_rows, log_joint, random_sites, sites_of
 from ppvae.scores import by_chunks, exact_log_marginal, sampled_elbo, sampled_evidence
 
@@ -67,10 +68,15 @@ class Bench:
 
     @property
     def exact(self) -> Exact:
-        exact = self.model.closed_forms
-        if exact is None or not exact.has("posterior", "log_marginal"):
-            raise NotApplicable("the model gives no exact posterior")
+        exact = self.forms
+        if exact is None:
+            raise NotApplicable("neither the model nor its story gives an exact posterior")
         return exact
+
+    @cached_property
+    def forms(self) -> Exact | None:
+        """The model's own exact posterior and marginal, else those that its story gives away, else None."""
+        return exact_forms(self.model, self.theta, self.batch)
 
     @property
     def em(self) -> Exact:
@@ -139,10 +145,10 @@ def tightness(bench: Bench) -> tuple[float, float]:
 
     even = bench.data.take(torch.arange(2 * half))
     error = _relative(sum(scaled(rows, even) for rows in parts) / 2, scaled(torch.arange(2 * half), even))
-    exact = bench.model.closed_forms
-    if exact is not None and exact.has("posterior", "log_marginal"):
+    exact = bench.forms
+    if exact is not None:
         with seeded(bench.seed):
-            draws = elbo_rows(bench.program, ExactGuide(bench.model, bench.theta), whole, 5)
+            draws = elbo_rows(bench.program, ExactGuide(exact, bench.theta), whole, 5)
         error = max(error, _relative(draws, exact.log_marginal(bench.theta, whole).expand_as(draws)))
     return error, ROUNDING
 
@@ -182,8 +188,8 @@ def bound(bench: Bench) -> tuple[float, float]:
     with seeded(bench.seed):
         guide = bench.guide()
         elbo = sampled_elbo(bench.program, guide, bench.data, 200)
-        exact = bench.model.closed_forms
-        if exact is not None and exact.has("log_marginal"):
+        exact = bench.forms
+        if exact is not None:
             evidence, error = exact_log_marginal(exact, bench.theta, bench.data).numpy(), 0.0
         else:
             scores = sampled_evidence(bench.program, guide, bench.data, 2000)
@@ -226,8 +232,7 @@ def missing(bench: Bench) -> tuple[float, float]:
     rows = torch.arange(min(4, bench.data.n_rows))
     column = torch.arange(len(rows)) % bench.data.n_features
     latents = {n: v[rows] for n, v in bench.latents().items()}
-    exact = bench.model.closed_forms
-    score = _marginal(bench) if exact is not None and exact.has("log_marginal") else _joint(bench, latents)
+    score = _joint(bench, latents) if bench.forms is None else _marginal(bench, bench.forms)
     grid, weight = _grid(bench)
     binary = len(grid) == 2
 
@@ -261,9 +266,9 @@ def missing(bench: Bench) -> tuple[float, float]:
 Score = Callable[[Batch, int], Tensor]
 
 
-def _marginal(bench: Bench) -> Score:
+def _marginal(bench: Bench, exact: Exact) -> Score:
     def score(batch: Batch, repeats: int) -> Tensor:
-        return bench.model.closed_forms.log_marginal(bench.theta, batch)  # type: ignore[union-attr]
+        return exact.log_marginal(bench.theta, batch)
 
     return score
 
@@ -279,8 +284,7 @@ def _joint(bench: Bench, latents: dict[str, Tensor]) -> Score:
 
 def _prior(bench: Bench, batch: Batch, latents: dict[str, Tensor]) -> Tensor:
     """What a wholly missing row must score: 0, or the prior of the latents that are held fixed."""
-    exact = bench.model.closed_forms
-    if exact is not None and exact.has("log_marginal"):
+    if bench.forms is not None:
         return batch.x.new_zeros(batch.size)
     trace = poutine.trace(poutine.condition(bench.program, data=latents)).get_trace(batch)
     trace.compute_log_prob()

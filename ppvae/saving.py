@@ -19,6 +19,8 @@ from ppvae.data import Summary
 from ppvae.exact import ExactGuide
 from ppvae.inference.fit import start
 from ppvae.inference.result import Fit
+from ppvae.model import Model
+from ppvae.parameters import Parameters
 from ppvae.registry import load_method, load_model, source_of
 
 FORMAT = 1
@@ -98,11 +100,17 @@ def _rebuild(about: dict[str, Any], tensors: dict[str, torch.Tensor], history: p
     sketch = summary.sketch().to(getattr(torch, about["dtype"]))
     theta = start(model, sketch, 0)
     recipe = about["guide"]
-    guide: nn.Module = ExactGuide(model, theta) if recipe == "exact" else guides.build(model, theta, sketch, _family(recipe))
+    guide = _exact_guide(model, theta) if recipe == "exact" else guides.build(model, theta, sketch, _family(recipe))
     nn.ModuleDict({"theta": theta, "guide": guide}).load_state_dict(tensors)
     method = load_method(about["method"]["name"], **_tuples(about["method"]["config"]))
     kept = {name: about[name] for name in ("status", "converged", "seconds", "steps", "seed", "engine")}
     return Fit(model=model, method=method, theta=theta, guide=guide, history=history, trained_on=summary, **kept)
+
+
+def _exact_guide(model: Model, theta: Parameters) -> ExactGuide:
+    if model.closed_forms is None:
+        raise KeyError("closed forms")
+    return ExactGuide(model.closed_forms, theta)
 
 
 def _guide_recipe(fit: Fit) -> object:

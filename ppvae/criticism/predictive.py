@@ -23,6 +23,7 @@ from ppvae.inference.method import seeded
 from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
+from ppvae.program.derive import exact_forms
 from ppvae.program.joint import Program, is_row_site, random_sites, sites_of
 
 Draws = dict[str, Tensor]
@@ -104,8 +105,8 @@ def _forwards(model: Model, theta: Parameters, batch: Batch, s: int, latents: Dr
 
 def _posterior_draws(model: Model, theta: Parameters, guide: nn.Module | None, batch: Batch, s: int) -> Draws:
     """{site: (s B, ...)}: the story's latents given each row's observed entries."""
-    exact, repeated = model.closed_forms, _repeated(batch, s)
-    if exact is not None and exact.has("posterior"):
+    exact, repeated = exact_forms(model, theta, batch), _repeated(batch, s)
+    if exact is not None:
         drawn = {name: value.flatten(0, 1) for name, value in exact.posterior(theta, batch).sample(s).items()}
     else:
         drawn = {} if guide is None else _values(guide, repeated)

@@ -32,7 +32,7 @@ class ClosedForm(Method):
         value = float(exact_log_marginal(exact, task.theta, task.data, CHUNK).mean())
         warning = floor_warning(task.theta)
         return Outcome(
-            ExactGuide(task.model, task.theta),
+            ExactGuide(exact, task.theta),
             "exact: the maximum likelihood by formula" + (f"; {warning}" if warning else ""),
             warning is None,
             1,

@@ -54,7 +54,7 @@ class EM(Method):
         warning = floor_warning(task.theta)
         status = f"{climb.status}; {warning}" if warning else climb.status
         return Outcome(
-            ExactGuide(task.model, task.theta), status, climb.converged and warning is None, climb.steps, "closed forms", climb.history
+            ExactGuide(climb.exact, task.theta), status, climb.converged and warning is None, climb.steps, "closed forms", climb.history
         )
 
 

@@ -33,8 +33,8 @@ def fit(
 
     model: a Model.  data: a Data, or anything that Data takes.  method: EM(...), SVI(...), ClosedForm(); None: the best that the model
     allows (closed form, then EM, then SVI).  seed: of the start and of every draw.  init: {public name: constrained value} overrides
-    the start.  guide: a module, a function of the batch or a family's name, for SVI.  dtype: float64 where the model has closed forms,
-    float32 where it has none.  progress: called with (done, total, note).
+    the start.  guide: a module, a function of the batch or a family's name, for SVI.  dtype: float64, or float32 where theta
+    holds networks.  progress: called with (done, total, note).
 
     Raises ValueError for data that the model cannot take, a method that it does not allow, and unknown names or values in `init`.
 
@@ -44,17 +44,24 @@ def fit(
     >>> fitted.status
     'converged: the last step gained less than 1e-10 nats per row'
     """
-    data = prepare(model, as_data(data), dtype, device)
+    data = prepare(model, as_data(data), device)
+    theta = start(model, data, seed, init)
+    data = data.to(dtype or precision(theta))
     method = method or best_method(model, data)
-    return run(method, model, data, start(model, data, seed, init), seed=seed, guide=guide, progress=progress)
+    return run(method, model, data, theta, seed=seed, guide=guide, progress=progress)
 
 
-def prepare(model: Model, data: Data, dtype: torch.dtype | None, device: str | torch.device | None) -> Data:
-    """The data checked against the model, in the dtype and on the device of the fit."""
+def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data:
+    """The data checked against the model, on the device of the fit."""
     model.check(data)
     if device is not None:
         check_device(device)
-    return data.to(dtype or (torch.float64 if model.closed_forms is not None else torch.float32), device)
+    return data.to(device=device)
+
+
+def precision(theta: Parameters) -> torch.dtype:
+    """float32 where theta holds networks, whose training is noisy anyway; float64 for exact work."""
+    return torch.float32 if any(True for _ in theta.children()) else torch.float64
 
 
 def check_device(device: str | torch.device) -> None:
@@ -93,7 +100,7 @@ def run(
     reason = method.refusal(model, data)
     if reason:
         raise ValueError(reason)
-    theta = copy.deepcopy(theta)
+    theta = copy.deepcopy(theta).to(data.dtype)
     began = time.perf_counter()
     with seeded(seed, data.device):
         outcome = method.run(Task(model, data, theta, copy.deepcopy(guide), seed, progress or (lambda done, total, note: None)))

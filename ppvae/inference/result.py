@@ -1,9 +1,8 @@
 """Fit: what a method found, and everything that can be asked of it."""
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,18 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ppvae.data import Data, Summary, as_data
-from ppvae.exact import Posterior, kl
+from ppvae.exact import Exact, ExactGuide, Posterior, kl
 from ppvae.inference.method import CHUNK, Method, seeded
 from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.parameters import Parameters
+from ppvae.program.derive import exact_forms
 from ppvae.program.joint import Program
 from ppvae.program.read import read_guide
 from ppvae.scores import Scores, by_chunks, exact_log_marginal, sampled_elbo, sampled_evidence
-
-if TYPE_CHECKING:
-    from ppvae.exact import Exact
-
 
 @dataclass(frozen=True, eq=False)
 class Fit:
@@ -59,11 +55,10 @@ class Fit:
         """The story with these parameters: a Pyro model function of a batch."""
         return partial(self.model.model, self.theta)
 
-    @property
-    def exact(self) -> "Exact | None":
-        """The model's closed forms, where it has a posterior and a marginal likelihood."""
-        exact = self.model.closed_forms
-        return exact if exact is not None and exact.has("posterior", "log_marginal") else None
+    @cached_property
+    def exact(self) -> Exact | None:
+        """The exact posterior and marginal likelihood: the model's own, else those that its story gives away, else None."""
+        return exact_forms(self.model, self.theta, self.trained_on.sketch().to(self.dtype, self.device).batch(torch.arange(2)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,8 +104,6 @@ class Fit:
         return Scores(np.asarray(evidence) - np.asarray(bound), np.sqrt(sum(e**2 for e in errors)), f"{evidence.how} less {bound.how}")
 
     def _exact_kl(self, data: Data) -> Tensor | None:
-        from ppvae.exact import ExactGuide
-
         if isinstance(self.guide, ExactGuide):
             return data.x.new_zeros(data.n_rows)
         if self.exact is None:

@@ -20,6 +20,7 @@ from ppvae.data import Batch, Data
 from ppvae.inference.method import Method, Outcome, Task, floor_warning
 from ppvae.inference.objectives import objective
 from ppvae.program.capture import CaptureError, capture, compiled, tensors_of
+from ppvae.program.derive import exact_forms
 from ppvae.program.joint import sites_of
 from ppvae.scores import exact_log_marginal
 
@@ -174,6 +175,8 @@ class Training:
     def __init__(self, method: SVI, task: Task, data: Data, held: Data | None, guide: nn.Module) -> None:
         self.method, self.task, self.data, self.held = method, task, data, held
         self.batches = Shuffled(data, min(method.batch_rows(data.n_rows), data.n_rows))
+        few = data.batch(torch.arange(min(2, data.n_rows), device=data.device))
+        self.exact = exact_forms(task.model, task.theta, few)
         self.began = time.perf_counter()
         self.step = Step(method, task, guide, self.batches())
         has_networks = any(True for m in task.theta.children() for _ in m.parameters())
@@ -223,10 +226,9 @@ class Training:
         seconds = paused - self.began - self.paused
         elbo = -float(torch.stack(losses).mean()) if losses else math.nan
         point = {"step": self.done, "seconds": seconds, "elbo": elbo}
-        exact = self.task.model.closed_forms
         finite = not losses or math.isfinite(elbo)
-        if finite and exact is not None and exact.has("log_marginal"):
-            point["log_likelihood"] = float(exact_log_marginal(exact, self.task.theta, self.task.data).mean())
+        if finite and self.exact is not None:
+            point["log_likelihood"] = float(exact_log_marginal(self.exact, self.task.theta, self.task.data).mean())
         if finite and self.held is not None:
             point["heldout_elbo"] = self._heldout()
         if finite:
