@@ -5,6 +5,7 @@ from importlib.metadata import version as installed
 
 # Pyro's progress bar misses its widgets in every page that is run; the warning is not the reader's concern.
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+os.environ["OMP_NUM_THREADS"] = "1"  # as in the tests: small tensors, and cores that others may use
 
 project = "ppvae"
 author = "the ppvae authors"
@@ -29,7 +30,7 @@ default_role = "literal"  # docstrings write `name`, as Markdown does
 
 
 def as_markup(app, what, name, obj, options, lines: list[str]) -> None:
-    """Docstrings are laid out for the eye: an indented block is an equation to keep as it stands, other indented lines carry on the line above."""
+    """Docstrings are laid out for the eye: an indented block is an equation, kept as it stands; other indented lines carry on."""
     kept: list[str] = []
     literal = False
     for line in lines:

@@ -1,19 +1,18 @@
-"""What every test starts from: one thread a process would be unfair to no one, so torch gets two, and random draws repeat."""
+"""What every test starts from: figures without a screen, one thread, and random draws that repeat."""
 
-import random
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # the tensors of tests are too small to share, and threads that wait for one another spin
 
 import matplotlib
-import numpy as np
 import pytest
 import torch
 
 matplotlib.use("agg")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seeded() -> None:
     """ppvae takes its seeds as arguments; this is for the draws that a test makes itself."""
-    random.seed(0)
-    np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
