@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import ppvae
 from ppvae.report import runs, words
 from ppvae.report.blocks import Block, Code, Section, Table, Text, picture
 from ppvae.report.figures import holes
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ppvae.data import Data
     from ppvae.inference.result import Fit
 
-PACKAGES = ("ppvae", "torch", "pyro-ppl", "numpy")
+PACKAGES = ("torch", "pyro-ppl", "numpy", "pandas", "matplotlib")
 FEATURES = 60  # lines of the table of features
 
 
@@ -99,5 +100,5 @@ def _arguments(config: dict[str, object]) -> str:
 
 
 def _versions() -> Table:
-    rows = [["python", platform.python_version()], *([name, version(name)] for name in PACKAGES)]
+    rows = [["python", platform.python_version()], ["ppvae", ppvae.__version__], *([name, version(name)] for name in PACKAGES)]
     return Table("Packages that made this report", ["package", "version"], rows, text=(0, 1))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+import ppvae
 from ppvae.report.figures import style
 
 NARROW = 620  # CSS pixels: below this width a page shows a figure's narrow drawing
@@ -80,18 +81,17 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report: a sentence for a title, the setting, sections, and a last line."""
+    """A whole report: a sentence for a title, the setting, and sections."""
 
     title: str
     lead: str
     sections: Sequence[Section]
-    colophon: str
 
     def html(self) -> str:
         """The page as one string."""
         loader = PackageLoader("ppvae.report", ".")
         environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        return environment.get_template("page.html").render(page=self, narrow=NARROW)
+        return environment.get_template("page.html").render(page=self, narrow=NARROW, version=ppvae.__version__)
 
 
 def picture(alt: str, caption: str, figure: Figure, narrow: Figure | None = None, kind: str = "svg") -> Picture:

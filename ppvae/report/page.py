@@ -18,31 +18,33 @@ def write(comparison: Comparison, path: str | Path) -> Path:
     """Write the report of a comparison to `path`, one HTML file that needs nothing else; return the path.
 
     The pictures and the predictive checks are those of the fit with the highest log-likelihood, on the training rows.
-    Raises ValueError where the folder of `path` does not exist.
+    Raises ValueError where the folder of `path` does not exist, or `path` is a folder.
     """
+    path = _checked(path)
     best, data = comparison.best, comparison.data
     came_out, *how = about_runs.sections(comparison)
     fit, model = about_fit.sections(best, data)
     terms = Section("terms", "Terms", [Terms(words.TERMS)])
     checks = about_checks.sections(check(best, data))
     sections = [came_out, terms, *how, fit, *checks, about_origin.of_data(data), model, about_origin.of_comparison(comparison)]
-    return _save(Page(words.headline(comparison), words.setting(comparison), sections, _colophon()), path)
+    path.write_text(Page(words.headline(comparison), words.setting(comparison), sections).html(), encoding="utf-8")
+    return path
 
 
 def write_check(criticism: Criticism, path: str | Path) -> Path:
     """Write the report of predictive checks to `path`, as `write` does for a comparison."""
+    path = _checked(path)
     fit, model = about_fit.sections(criticism.fit, criticism.data)
     sections = [*about_checks.sections(criticism), fit, about_origin.of_data(criticism.data), model, about_origin.of_versions()]
-    return _save(Page(words.verdict(criticism), words.circumstances(criticism), sections, _colophon()), path)
+    path.write_text(Page(words.verdict(criticism), words.circumstances(criticism), sections).html(), encoding="utf-8")
+    return path
 
 
-def _colophon() -> str:
-    return f"Made by ppvae {about_origin.version('ppvae')}. This file needs nothing else: no script, no network."
-
-
-def _save(page: Page, path: str | Path) -> Path:
+def _checked(path: str | Path) -> Path:
+    """`path`, before any work is done for it."""
     path = Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"cannot write the report: there is no folder {str(path.parent)!r}; make it first")
-    path.write_text(page.html(), encoding="utf-8")
+    if path.is_dir():
+        raise ValueError(f"cannot write the report: {str(path)!r} is a folder; name a file in it, such as {str(path / 'report.html')!r}")
     return path

@@ -1,0 +1,329 @@
+"""The report: what it says in words, what it draws, and that it is one file that needs nothing else."""
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import ppvae
+from ppvae import report
+from ppvae.report import page, runs, words
+from ppvae.report.figures import fitted, progress, style
+from ppvae.scores import Scores
+
+VOID = {"meta", "link", "img", "source", "br"}
+SHORT = ppvae.SVI(steps=5, compile=False)
+
+
+@pytest.fixture(scope="module")
+def faithful():
+    """Two methods from two seeds; SVI is stopped long before it arrives."""
+    return ppvae.compare(ppvae.models.GMM(n_components=2), ppvae.load_data("faithful"), [ppvae.EM(), SHORT], seeds=2)
+
+
+@pytest.fixture(scope="module")
+def holes():
+    return ppvae.compare(ppvae.models.PPCA(n_latents=1), ppvae.load_data("airquality"), [ppvae.EM(), SHORT])
+
+
+@pytest.fixture(scope="module")
+def iris():
+    return ppvae.compare(ppvae.models.PPCA(n_latents=2), ppvae.load_data("iris"), [ppvae.ClosedForm(), ppvae.EM(), SHORT], holdout=0.2)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Images, and a model without an exact likelihood."""
+    rows = ppvae.load_data("digits").take(np.arange(150))
+    return ppvae.compare(ppvae.models.VAE(n_latents=2, hidden=(8,), likelihood="gaussian"), rows, [SHORT])
+
+
+@pytest.fixture(scope="module")
+def criticism(iris):
+    return ppvae.check(iris.best, iris.data, draws=30)
+
+
+def with_runs(found, fits, scores):
+    """The comparison `found` with other runs."""
+    return replace(found, held_out=None, fits=fits, _scores=scores)
+
+
+class Reader(HTMLParser):
+    """Tags in balance, every address, and the text that a person reads."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.addresses, self.pictures, self.words, self.ids = [], [], [], [], set()
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.addresses += [found[name] for name in ("src", "href", "srcset", "action", "data") if name in found]
+        self.ids |= {found["id"]} if "id" in found else set()
+        if tag == "img":
+            assert found["alt"]
+            self.pictures.append(found["src"])
+        assert tag != "script"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data.strip())
+
+    @property
+    def text(self):
+        return " ".join(w for w in self.words if w)
+
+
+@pytest.fixture(scope="module")
+def pages(faithful, holes, iris, digits, tmp_path_factory):
+    """Each comparison's report, written once."""
+    folder = tmp_path_factory.mktemp("reports")
+    found = {"faithful": faithful, "holes": holes, "iris": iris, "digits": digits}
+    return {name: comparison.save(folder / f"{name}.html").read_text(encoding="utf-8") for name, comparison in found.items()}
+
+
+@pytest.mark.parametrize(("name", "pictures"), [("faithful", 4), ("holes", 7), ("iris", 6), ("digits", 7)])
+def test_one_file_that_needs_nothing_else(name, pictures, pages):
+    assert len(pages[name]) < 3e6
+    found = Reader(pages[name])
+    for address in found.addresses:
+        assert address.startswith("data:") or address[1:] in found.ids
+    for picture in found.pictures:
+        head, content = picture.split(";base64,")
+        content = base64.b64decode(content)
+        if head == "data:image/svg+xml":
+            drawing = ElementTree.fromstring(content)
+            assert drawing.tag.endswith("svg")
+            assert not re.search(rb'href="(?!#|data:)', content)
+        else:
+            assert head == "data:image/png"
+            assert content.startswith(b"\x89PNG")
+    assert len(found.pictures) == pictures
+
+
+def test_the_title_names_the_best_method_and_how_far_the_others_are(faithful, pages):
+    gap = faithful.table.loc[faithful.table["method"] == "svi", "gap_to_best"].min()
+    assert gap > words.LEVEL
+    assert words.headline(faithful) == f"EM fits faithful best; SVI is {words.difference(gap)} nats per row behind"
+    assert words.headline(faithful) in Reader(pages["faithful"]).text
+
+
+def test_the_title_changes_with_the_scores(faithful):
+    turned = with_runs(faithful, faithful.fits, faithful._scores[1::-1] + faithful._scores[:1:-1])
+    assert words.headline(turned).startswith("SVI fits faithful best; EM is ")
+
+
+def test_methods_that_agree_are_called_equal(iris):
+    assert words.headline(iris).startswith("ClosedForm and EM fit iris equally well; SVI is ")
+
+
+def test_estimates_within_their_error_are_called_level(digits):
+    evidence, *rest = digits._scores[0]
+    lower = Scores(np.asarray(evidence) - 2 * evidence.mean_standard_error, evidence.standard_error, evidence.how)
+    other = replace(digits.fits[0], method=replace(SHORT, steps=6))
+    found = with_runs(digits, [*digits.fits, other], [digits._scores[0], (lower, *rest)])
+    first, second = words.standings(found)
+    assert second.error == pytest.approx(2 * np.sqrt(2) * evidence.mean_standard_error)
+    assert second.level
+    # The same difference between exact scores would not be level.
+    exact = [(Scores(np.asarray(e)), *rest) for e in (evidence, lower)]
+    certain = words.standings(with_runs(digits, found.fits, exact))
+    assert certain[1].level == (certain[1].nearest < words.LEVEL)
+    assert {first.method, second.method} == set(runs.labels(found)), "two settings of one method have names of their own"
+    assert all("steps=" in name for name in runs.labels(found))
+
+
+def test_a_run_that_failed_is_said_and_drawn(faithful):
+    *good, last = faithful.fits
+    status = "stopped at step 3: the loss was not finite; try a smaller learning rate"
+    history = last.history.assign(elbo=np.nan, log_likelihood=np.nan)
+    nothing = Scores(np.full(faithful.data.n_rows, np.nan))
+    fits = [*good, replace(last, status=status, converged=False, history=history)]
+    found = with_runs(faithful, fits, [*faithful._scores[:-1], (nothing, nothing, nothing, None)])
+    assert f"SVI, seed 1, did not converge: {status}." in words.findings(found)
+    assert isinstance(report.convergence(found), Figure)
+
+
+def test_all_results_are_in_the_table(faithful, pages):
+    text = Reader(pages["faithful"]).text
+    for run in faithful.table.to_dict("records"):
+        assert words.nats(run["log_likelihood"]) in text
+        assert words.nats(run["elbo"]) in text
+        assert run["status"] in text
+
+
+def test_the_lines_that_run_it_again_are_python(iris, pages):
+    lines = next(re.finditer(r"<pre>(import ppvae.*?)</pre>", pages["iris"], re.DOTALL))[1]
+    lines = lines.replace("&#39;", "'").replace("&#34;", '"')
+    run_again = {}
+    exec(lines.rsplit("\ncomparison = ", 1)[0], run_again)
+    assert run_again["model"] == iris.model
+    assert run_again["methods"] == [fit.method for fit in iris.fits]
+    assert "holdout=0.2" in lines
+
+
+def test_names_from_the_data_are_escaped(tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    data = ppvae.Data(x, columns=["<b>a</b>", "b & c"], name="<script>alert(1)</script>")
+    written = ppvae.compare(ppvae.models.PPCA(n_latents=1), data, [ppvae.ClosedForm()]).save(tmp_path / "report.html")
+    assert "<script>alert(1)</script>" in Reader(written.read_text(encoding="utf-8")).text
+
+
+def test_the_same_comparison_gives_the_same_file(faithful, pages, tmp_path):
+    assert page.write(faithful, tmp_path / "again.html").read_text(encoding="utf-8") == pages["faithful"]
+
+
+def test_a_path_that_cannot_be_written_is_refused(faithful, tmp_path):
+    with pytest.raises(ValueError, match="there is no folder"):
+        faithful.save(tmp_path / "nowhere" / "report.html")
+    with pytest.raises(ValueError, match="is a folder"):
+        faithful.save(tmp_path)
+
+
+def test_the_report_of_checks(criticism, tmp_path):
+    found = Reader(page.write_check(criticism, tmp_path / "checks.html").read_text(encoding="utf-8"))
+    assert words.verdict(criticism) in found.text
+    assert criticism.summary in found.text
+
+
+def test_every_figure_is_drawn(faithful, holes, iris, digits, criticism):
+    figures = [
+        report.convergence(faithful),
+        report.convergence(digits),
+        report.gaps(faithful),
+        report.density(faithful.best, faithful.data),
+        report.density(iris.best, iris.data),
+        report.latent_space(iris.best, iris.data),
+        report.latent_space(holes.best, holes.data),
+        report.checks(criticism),
+        report.correlations(criticism),
+        report.reconstructions(digits.best, digits.data),
+        report.samples(digits.best, 12),
+        report.missingness(holes.data),
+    ]
+    for figure in figures:
+        assert isinstance(figure, Figure)
+        assert all(ax.has_data() for ax in figure.axes if ax.axison)
+
+
+def test_a_density_of_one_feature():
+    data = ppvae.Data(np.random.default_rng(0).normal(size=100), columns=["height"])
+    fit = ppvae.fit(ppvae.models.GMM(n_components=1), data, ppvae.EM())
+    assert report.density(fit, data).axes[0].get_xlabel() == "height"
+
+
+def test_a_figure_that_does_not_apply_says_why(faithful, iris, digits):
+    with pytest.raises(ValueError, match="these rows are images"):
+        report.density(digits.best, digits.data)
+    with pytest.raises(ValueError, match="are not images"):
+        report.reconstructions(iris.best, iris.data)
+    with pytest.raises(ValueError, match="do not make a 3 x 3 picture"):
+        report.samples(digits.best, 4, image_shape=(3, 3))
+    with pytest.raises(ValueError, match="no continuous latents"):
+        report.latent_space(faithful.best, faithful.data)
+    with pytest.raises(ValueError, match="every entry of this data set is observed"):
+        report.missingness(iris.data)
+    with pytest.raises(ValueError, match="holds none"):
+        report.correlations(ppvae.check(iris.best, iris.data, np.nanmean, draws=5))
+
+
+def test_contours_hold_their_share_of_the_density():
+    at = np.linspace(-5, 5, 201)
+    height = np.exp(-0.5 * (at[:, None] ** 2 + at**2)) / (2 * np.pi)
+    # In two dimensions the region of a standard normal that holds a share s has density (1 - s) / (2 pi) on its edge.
+    exact = sorted((1 - s) / (2 * np.pi) for s in fitted.SHARES)
+    cell = (at[1] - at[0]) ** 2  # the regions' mass is known to about a ring of cells
+    assert np.allclose(fitted._levels(height), exact, atol=2 * cell)
+    assert not np.allclose(fitted._levels(height**2), exact, atol=2 * cell)
+
+
+def test_a_thinned_curve_keeps_its_end_and_its_mean():
+    values = np.random.default_rng(0).normal(size=5000)
+    thin = progress._thinned(values)
+    assert len(thin) <= progress.POINTS + 2
+    assert thin[-1] == values[-1]
+    assert np.array_equal(progress._thinned(values[:50]), values[:50])
+    assert np.allclose(progress._thinned(np.full(5000, 3.0)), 3.0)
+
+
+def test_many_seeds_make_one_bar_a_method(faithful):
+    n = progress.BARS
+    many = with_runs(faithful, faithful.fits * n, faithful._scores * n)
+    assert [tick.get_text() for tick in report.gaps(many).axes[0].get_yticklabels()] == [f"EM, {2 * n} seeds", f"SVI, {2 * n} seeds"]
+
+
+def test_more_classes_than_colours_still_differ():
+    names = [str(i) for i in range(2 * len(style.PALETTE))]
+    colours, markers = style.colours(names), style.markers(names)
+    assert len({(colours[n], markers[n]) for n in names}) == len(names)
+
+
+def test_numbers_read_as_plain_words():
+    assert words.nats(-4.15529) == "\N{MINUS SIGN}4.1553"
+    assert words.difference(0.000312) == "0.00031"
+    assert words.difference(3e-9) == "less than 0.000001"
+    assert words.difference(float("nan")) == "none"
+    assert words.seconds(200) == "3 min 20 s"
+
+
+def test_the_parameters_are_named_after_features_only_where_they_are(faithful, pages):
+    """Two components and two features: weights are of components, a covariance's rows are features."""
+    tables = dict(re.findall(r"<caption>(.*?)</caption>(.*?)</table>", pages["faithful"], re.DOTALL))
+    rows = {name: re.findall(r'<th scope="row">(.*?)</th>', body) for name, body in tables.items()}
+    assert rows["weights"] == ["1", "2"]
+    assert rows["means"] == ["1", "2"]
+    assert rows["covariances, 1"] == list(faithful.data.columns)
+
+
+def test_matplotlib_is_imported_only_when_a_figure_is_asked_for():
+    code = (
+        "import sys, ppvae; ppvae.report; assert 'matplotlib' not in sys.modules; ppvae.report.density; assert 'matplotlib' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "samples" in dir(report)
+    with pytest.raises(AttributeError):
+        report.nothing  # noqa: B018
+
+
+def test_a_browser_shows_it_on_a_narrow_screen(pages, tmp_path):
+    """Every picture loads, and nothing but the tables' own boxes is wider than the screen."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium to look at the page with")
+    measure = (
+        "<script>addEventListener('load', () => document.title = JSON.stringify(["
+        "document.documentElement.scrollWidth <= innerWidth, [...document.images].every(i => i.naturalWidth > 0)]))</script>"
+    )
+    path = tmp_path / "report.html"
+    path.write_text(pages["holes"].replace("</body>", measure + "</body>"), encoding="utf-8")
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    options = [
+        "--headless",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    done = subprocess.run(
+        [browser, *options, *sandbox, "--window-size=500,900", "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "<title>[true,true]</title>" in done.stdout
