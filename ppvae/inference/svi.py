@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ppvae import guides
 from ppvae.data import Batch, Data
 from ppvae.inference.method import Method, Outcome, Task, floor_warning
-from ppvae.inference.objectives import objective
+from ppvae.inference.objectives import Rows, objective, reweighed_rows
 from ppvae.program.capture import CaptureError, capture, compiled, tensors_of
 from ppvae.program.derive import exact_forms
-from ppvae.program.joint import sites_of
+from ppvae.program.joint import is_row_site, sites_of
 from ppvae.scores import exact_log_marginal
 
 LOGGED = 100  # points of the history
@@ -33,8 +33,12 @@ FULL_BATCH = 512  # rows: smaller data sets are used whole at every step
 class SVI(Method):
     """SVI with Adam under a one-cycle schedule.
 
-    steps: gradient steps.  batch_size: rows a step (None: all rows up to 512, else 256).  particles: draws from the guide a step.
-    objective: "elbo" (`Trace_ELBO`, or `TraceEnum_ELBO` where the story enumerates a site) or "analytic_kl" (`TraceMeanField_ELBO`).
+    steps: gradient steps.  batch_size: rows a step (None: all rows up to 512, else 256).
+    particles: draws from the guide for each row (None: 1, or 20 for "iwae" and "dreg", which with one are the ELBO).
+    objective: "elbo", "analytic_kl", "iwae" or "dreg", see `ppvae.inference.objectives`.
+    beta, kl_warmup, free_bits: the weight of the KL to the prior, the share of the steps over which it rises from 0, and the nats of each
+        latent dimension's KL that cost nothing. With beta < 1 or free_bits > 0 what is maximised bounds nothing, and the status says so;
+        the ELBO in the history, held-out or of the fit, is always the true one.
     learning_rate: the peak (None: 0.03, or 0.003 where theta holds networks).
     compile: "auto" captures the program where it can, and compiles the graph where that pays; True insists on both; False runs Pyro.
     holdout: a share of the rows kept out of training; SVI stops when their smoothed ELBO has not risen for `patience` logged points (a
@@ -43,15 +47,23 @@ class SVI(Method):
 
     steps: int = 3000
     batch_size: int | None = None
-    particles: int = 1
+    particles: int | None = None
     objective: str = "elbo"
+    beta: float = 1.0
+    kl_warmup: float = 0.0
+    free_bits: float = 0.0
     learning_rate: float | None = None
     compile: bool | str = "auto"
     holdout: float = 0.0
     patience: int = 10
 
     def __post_init__(self) -> None:
-        objective(self.objective)
+        if self.reweighed and objective(self.objective).analytic is None:
+            raise ValueError(f"objective={self.objective!r} has no KL for beta, kl_warmup or free_bits to weigh: use 'elbo' or 'analytic_kl'")
+        if not self.beta >= 0 or not self.free_bits >= 0:
+            raise ValueError(f"SVI needs beta and free_bits >= 0, not {self.beta} and {self.free_bits}")
+        if not 0 <= self.kl_warmup <= 1:
+            raise ValueError(f"SVI's kl_warmup is a share of the steps from 0 to 1, not {self.kl_warmup}")
         for name in ("steps", "batch_size", "particles", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -62,6 +74,30 @@ class SVI(Method):
             raise ValueError(f"compile is True, False or 'auto', not {self.compile!r}")
         if not 0 <= self.holdout < 1:
             raise ValueError(f"SVI's holdout is a share of the rows from 0 up to 1, not {self.holdout}")
+
+    @property
+    def draws(self) -> int:
+        """Draws from the guide for each row."""
+        return self.particles or objective(self.objective).particles
+
+    @property
+    def reweighed(self) -> bool:
+        """Whether the KL to the prior counts otherwise than in the ELBO at some step."""
+        return (self.beta, self.kl_warmup, self.free_bits) != (1.0, 0.0, 0.0)
+
+    def kl_weight(self, step: int) -> float:
+        """The weight of the KL at a step: `beta`, reached in a straight line from 0 over the warm-up."""
+        rise = self.kl_warmup * self.steps
+        return self.beta * min(1.0, step / rise) if rise else self.beta
+
+    def unbounded(self) -> str | None:
+        """A sentence for an objective that is no lower bound on the evidence where training ends; None for one that is."""
+        if self.beta >= 1 and self.free_bits == 0:
+            return None
+        return (
+            f"what was maximised (beta={self.beta:g}, free_bits={self.free_bits:g}) is no lower bound on the evidence; "
+            "the ELBO in the history and of the fit is"
+        )
 
     def batch_rows(self, n_rows: int) -> int:
         """Rows a step for a data set of `n_rows`."""
@@ -80,7 +116,7 @@ class SVI(Method):
         training = Training(self, task, data, held, guide)
         training.loop()
         warning = floor_warning(task.theta)
-        status = f"{training.status}; {warning}" if warning else training.status
+        status = "; ".join(said for said in (training.status, self.unbounded(), warning) if said)
         return Outcome(guide, status, training.converged and warning is None, training.done, training.step.engine, training.history)
 
 
@@ -123,16 +159,34 @@ class Step:
             site["infer"].get("enumerate") == "parallel" for p in (self.program, guide) for site in sites_of(p, batch).values()
         )
         self.objective = objective(method.objective)
+        self.stuck = next((n for n, s in sites_of(guide, batch).items() if not s["fn"].has_rsample and not s["infer"].get("enumerate")), None)
+        self.kl_weight = torch.tensor(method.kl_weight(0), dtype=batch.x.dtype, device=batch.x.device)
+        self._refuse(task, batch)
         self.run, self.engine = self._choose(batch)
+
+    def _refuse(self, task: Task, batch: Batch) -> None:
+        """Raise ValueError for an objective that does not hold for this story and guide."""
+        name, sites = self.method.objective, sites_of(self.guide, batch)
+        if self.enumerated and (self.method.reweighed or not self.objective.sums_out):
+            raise ValueError(
+                f"{task.model.name}: the story sums out a discrete site, which only objective='elbo', 'iwae' and 'dreg' do, without beta, "
+                f"kl_warmup or free_bits: leave out {'those' if self.objective.sums_out else f'objective={name!r}'}"
+            )
+        if self.objective.analytic is None and not all(is_row_site(site) for site in sites.values()):
+            raise ValueError(f"{task.model.name}: objective={name!r} takes a row's latents alone, but some lie outside batch.rows: use 'elbo'")
+        if self.stuck and (self.objective.analytic is None or self.method.reweighed):
+            raise ValueError(
+                f"{task.model.name}: the guide's site {self.stuck!r} has no reparametrised gradient, which objective={name!r} with these "
+                "settings needs: use objective='elbo' without beta, kl_warmup or free_bits"
+            )
 
     def _choose(self, batch: Batch) -> tuple[Callable[[Batch], Tensor], str]:
         if self.method.compile is False:
             return self._plain(batch), "plain Pyro, as asked"
-        stuck = [n for n, s in sites_of(self.guide, batch).items() if not s["fn"].has_rsample and not s["infer"].get("enumerate")]
-        if stuck:
-            return self._plain(batch), f"plain Pyro: site {stuck[0]!r} has no reparametrised gradient, so Pyro's score-function estimator is used"
+        if self.stuck:
+            return self._plain(batch), f"plain Pyro: site {self.stuck!r} has no reparametrised gradient, so Pyro's score-function estimator is used"
         try:
-            graph = capture(self.module, self.loss, batch)
+            graph = capture(self.module, self.loss, batch, self.kl_weight)
         except CaptureError as error:
             if self.method.compile is True:
                 raise ValueError(f"compile=True, but the story or guide cannot be captured ({error}): use compile='auto'") from error
@@ -141,17 +195,24 @@ class Step:
             return partial(self._captured, compiled(graph)), "captured and compiled"
         return partial(self._captured, graph), "captured"
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The objective as a tensor program, nats per row."""
-        draws = None if self.method.particles == 1 else self.method.particles
-        return -self.objective.rows(self.program, self.guide, batch, draws).mean()
+    def loss(self, batch: Batch, weight: Tensor) -> Tensor:
+        """The objective as a tensor program, nats per row; `weight` () is the KL's."""
+        rows: Rows = self.objective.rows
+        if self.method.reweighed:
+            assert self.objective.analytic is not None  # SVI refuses the others
+            rows = partial(reweighed_rows, analytic=self.objective.analytic, weight=weight, free_bits=self.method.free_bits)
+        return -rows(self.program, self.guide, batch, None if self.method.draws == 1 else self.method.draws).mean()
 
     def _plain(self, batch: Batch) -> Callable[[Batch], Tensor]:
-        elbo = self.objective.plain(self.enumerated, self.method.particles)
+        """Pyro's own ELBO object at every step; the same tensor program, run line by line, where Pyro has none."""
+        elbo = None if self.method.reweighed else self.objective.plain(self.enumerated, self.method.draws)
 
         def run(batch: Batch) -> Tensor:
             with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False):
-                loss = elbo.differentiable_loss(self.program, self.guide, batch) / batch.n_total
+                if elbo is None:
+                    loss = self.loss(batch, self.kl_weight)
+                else:
+                    loss = elbo.differentiable_loss(self.program, self.guide, batch) / batch.n_total
                 gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             self._leave(gradients)
             return loss.detach()
@@ -160,7 +221,7 @@ class Step:
 
     def _captured(self, graph: Callable, batch: Batch) -> Tensor:
         with torch.no_grad():
-            loss, gradients = graph(self.parameters, tensors_of(batch))
+            loss, gradients = graph(self.parameters, tensors_of(batch), self.kl_weight)
         self._leave(gradients)
         return loss
 
@@ -183,7 +244,7 @@ class Training:
         self.peak = method.learning_rate or (0.003 if has_networks else 0.03)
         self.optimizer = torch.optim.Adam(self.step.parameters, self.peak, betas=(0.9, 0.99), fused=True) if self.step.parameters else None
         self.paused, self.done, self.history = 0.0, 0, []
-        self.status, self.converged = "", True
+        self.status, self.converged, self.title = "", True, objective(method.objective).title
         self.smoothed: list[float] = []
         self.best, self.best_state = -math.inf, None
 
@@ -195,6 +256,7 @@ class Training:
         self.log([])
         for step in range(steps):
             self._set_rate(one_cycle(step, steps, self.peak))
+            self.step.kl_weight.fill_(self.method.kl_weight(step))
             try:
                 losses.append(self.step.run(self.batches()))
                 if self.optimizer is not None:
@@ -207,14 +269,14 @@ class Training:
                     self._restore(last_good)
                     self.converged = False
                     self.status = (
-                        f"stopped: the ELBO was no longer finite by step {self.done} (the parameters are those of step {self.history[-1]['step']}); "
+                        f"stopped: the {self.title} was no longer finite by step {self.done} (the parameters are those of step {self.history[-1]['step']}); "
                         f"try a lower learning_rate than {self.peak:g}, more particles or another seed"
                     )
                     return
                 losses, last_good = [], self._state()
                 if self._should_stop():
                     self._restore(self.best_state)
-                    self.status = f"stopped early at step {self.done}: the held-out ELBO no longer rises (best {self.best:.4f} nats per row)"
+                    self.status = f"stopped early at step {self.done}: the held-out {self.title} no longer rises (best {self.best:.4f} nats per row)"
                     return
         if self.best_state is not None:
             self._restore(self.best_state)
@@ -233,14 +295,14 @@ class Training:
             point["heldout_elbo"] = self._heldout()
         if finite:
             self.history.append(point)
-        self.task.progress(self.done, self.method.steps, f"ELBO {elbo:.4f} nats per row" if losses else "")
+        self.task.progress(self.done, self.method.steps, f"{self.title} {elbo:.4f} nats per row" if losses else "")
         self.paused += time.perf_counter() - paused
         return finite
 
     @torch.no_grad()
     def _heldout(self) -> float:
         assert self.held is not None
-        draws = self.step.objective.rows(self.step.program, self.step.guide, self.held.batch(), 10)
+        draws = self.step.objective.rows(self.step.program, self.step.guide, self.held.batch(), max(10, self.method.draws))
         return float(draws.mean())
 
     def _should_stop(self) -> bool:
@@ -261,8 +323,8 @@ class Training:
         if len(last) < 4:
             return "ran all its steps"
         if self.converged:
-            return "ran all its steps; the ELBO has settled"
-        return f"ran all its steps, but the ELBO still rises ({gain:.2g} nats per row lately): raise steps"
+            return f"ran all its steps; the {self.title} has settled"
+        return f"ran all its steps, but the {self.title} still rises ({gain:.2g} nats per row lately): raise steps"
 
     def _set_rate(self, rate: float) -> None:
         if self.optimizer is not None:

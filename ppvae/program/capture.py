@@ -16,7 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppvae.data import Batch
 
-Loss = Callable[[Batch], Tensor]
+Loss = Callable[[Batch, Tensor], Tensor]
+Graph = Callable[[list[Tensor], list[Tensor], Tensor], tuple[Tensor, list[Tensor]]]
 
 
 class CaptureError(RuntimeError):
@@ -33,23 +34,23 @@ def batch_from(tensors: list[Tensor], like: Batch) -> Batch:
     return replace(like, x=x, observed=observed, index=index, context=context[0] if context else None)
 
 
-def capture(module: nn.Module, loss: Loss, batch: Batch) -> Callable[[list[Tensor], list[Tensor]], tuple[Tensor, list[Tensor]]]:
-    """Record `loss(batch)`, which reads the parameters of `module`, together with its gradient.
+def capture(module: nn.Module, loss: Loss, batch: Batch, weight: Tensor) -> Graph:
+    """Record `loss(batch, weight)`, which reads the parameters of `module`, together with its gradient.
 
-    Returns a graph (parameters, batch tensors) -> (loss, gradients), for batches shaped as this one. Raises CaptureError where the
-    program branches on its data or samples a site that has no reparametrised gradient.
+    Returns a graph (parameters, batch tensors, weight) -> (loss, gradients), for batches shaped as this one; `weight` () may change from
+    call to call. Raises CaptureError where the program branches on its data or samples a site that has no reparametrised gradient.
     """
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     parameters = [p.detach().clone().requires_grad_() for p in module.parameters() if p.requires_grad]
     frame = _Frame(module, loss, batch)
 
-    def loss_and_gradients(values: list[Tensor], tensors: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        value = torch.func.functional_call(frame, {f"module.{n}": v for n, v in zip(names, values, strict=True)}, (tensors,))
+    def loss_and_gradients(values: list[Tensor], tensors: list[Tensor], weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        value = torch.func.functional_call(frame, {f"module.{n}": v for n, v in zip(names, values, strict=True)}, (tensors, weight))
         return value.detach(), torch.autograd.grad(value, values, materialize_grads=True)
 
     try:
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
-            graph = make_fx(loss_and_gradients)(parameters, tensors_of(batch))
+            graph = make_fx(loss_and_gradients)(parameters, tensors_of(batch), weight)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise CaptureError(str(error).strip().splitlines()[0]) from error
     return graph
@@ -68,5 +69,5 @@ class _Frame(nn.Module):
         super().__init__()
         self.module, self.loss, self.like = module, loss, like
 
-    def forward(self, tensors: list[Tensor]) -> Tensor:
-        return self.loss(batch_from(tensors, self.like))
+    def forward(self, tensors: list[Tensor], weight: Tensor) -> Tensor:
+        return self.loss(batch_from(tensors, self.like), weight)

@@ -111,8 +111,12 @@ def log_weights(program: Program, guide: Program, batch: Batch, draws: int) -> T
 
     A site that the guide would enumerate is left to the story, which sums it out exactly.
     """
-    hidden = [name for name, site in sites_of(guide, batch).items() if site["infer"].get("enumerate") == "parallel"]
-    return elbo_rows(program, poutine.block(guide, hide=hidden) if hidden else guide, batch, draws)
+    return elbo_rows(program, unenumerated(guide), batch, draws)
+
+
+def unenumerated(guide: Program) -> Program:
+    """The guide with the sites that it would enumerate kept to itself."""
+    return poutine.block(guide, hide_fn=lambda site: site["type"] == "sample" and site["infer"].get("enumerate") == "parallel")
 
 
 def sites_of(program: Program, batch: Batch) -> dict[str, dict]:
