@@ -134,16 +134,16 @@ def _model_in(path: Path, name: str | None) -> type["Model"]:
         raise ValueError(f"no such model file: {path}")
     # The module must be findable while it runs, since dataclasses look there; the path's checksum keeps files of one name apart.
     spec = spec_from_file_location(f"{path.stem}_{crc32(str(path.resolve()).encode()):08x}", path)
-    assert spec is not None and spec.loader is not None  # given a .py path
+    assert spec is not None  # the path ends in .py
+    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"{path} is not valid Python: {error.msg} (line {error.lineno})") from error
-    found = {
-        key: value for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Model) and value.__module__ == spec.name
-    }
+    classes = {key: value for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Model)}
+    found = {key: cls for key, cls in classes.items() if cls.__module__ == spec.name}
     if not found:
         raise ValueError(f"{path} defines no model: write a dataclass that inherits from ppvae.Model")
     if name is None and len(found) > 1:
@@ -158,7 +158,7 @@ def _model_in(path: Path, name: str | None) -> type["Model"]:
 
 @cache
 def _entries(package: str, base: str) -> dict[str, Entry]:
-    """The public classes in a package's files that inherit from `base`, directly or through one another, by name: ClosedForm is "closed_form"."""
+    """The public classes in a package's files that inherit from `base`, even through one another, by name (ClosedForm: "closed_form")."""
     spec = find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError(f"{package} is not installed: pip install -e . in the checkout")

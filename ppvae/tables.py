@@ -197,9 +197,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _is_header(first: list[str]) -> bool:
     """Whether the first row of a .csv holds names: any word, or the plain count 0, 1, 2, ... that pandas writes for an unnamed frame."""
     counted = [str(i) for i in range(len(first))]
-    if first[0] == "" and first[1:] == counted[:-1] or len(first) > 2 and first == counted:
-        return True
-    return not all(_is_number(field) for field in first)
+    pandas_own = (first[0] == "" and first[1:] == counted[:-1]) or (len(first) > 2 and first == counted)
+    return pandas_own or not all(_is_number(field) for field in first)
 
 
 def _is_number(field: str) -> bool:
@@ -271,6 +270,8 @@ def _numbers(column: pd.Series) -> np.ndarray:
 def _finite(values: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
     rows, columns = np.nonzero(np.isinf(values))
     if rows.size:
-        inf = [names[i] for i in sorted(set(columns.tolist()))]
-        raise ValueError(f"{where} holds inf in {few(inf)} (first in row {rows[0]}, counting from 0): correct it, or write NaN where the value is missing")
+        inf = few(names[i] for i in sorted(set(columns.tolist())))
+        raise ValueError(
+            f"{where} holds inf in {inf} (first in row {rows[0]}, counting from 0): correct it, or write NaN for a missing value"
+        )
     return values

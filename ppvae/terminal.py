@@ -15,19 +15,47 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 PIPE_WIDTH = 160  # columns where there is no terminal to measure: tables in a file are not folded to 80
+LONGEST_WORD = 24  # characters; a longer text is a sentence
+NARROWEST = 16  # characters that a column of sentences can be folded to and still be read
 
 
 def show(table: pd.DataFrame, *, rename: dict[str, str] | None = None) -> None:
-    """Print a table; numbers are aligned, and words fold where the terminal is narrow."""
+    """Print a table, numbers aligned; a column NAME_se is shown as the error of NAME.
+
+    Sentences fold; where the terminal leaves too little room for that, they are printed below the table, each after what its row begins
+    with.
+    """
     console = _console()
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    sentences = [c for c in table.columns if table[c].astype(str).str.len().max() > LONGEST_WORD]
+    rest = _draw(table.drop(columns=sentences), rename or {})
+    needed = console.measure(rest, options=console.options.update(width=1000)).maximum + len(sentences) * NARROWEST
+    if not sentences or needed <= console.width:
+        console.print(_draw(table, rename or {}))
+        return
+    console.print(rest)
+    beginning = table.columns[: table.columns.get_loc(sentences[0])]
+    for _, row in table.iterrows():
+        for sentence in filter(None, row[sentences]):
+            say(f"{' '.join(map(spell, row[beginning]))}: {sentence}")
+
+
+def _draw(table: pd.DataFrame, rename: dict[str, str]) -> Table:
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    cells = []
     for column in table.columns:
+        if str(column).removesuffix("_se") in table.columns.drop(column):
+            continue
         numeric = pd.api.types.is_numeric_dtype(table[column].dtype)
-        heading = (rename or {}).get(column, str(column).replace("_", " "))
-        drawn.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for row in table.itertuples(index=False):
-        drawn.add_row(*map(spell, row))
-    console.print(drawn)
+        drawn.add_column(
+            rename.get(column, str(column).replace("_", " ")), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
+        )
+        errors = table.get(f"{column}_se", [0.0] * len(table))
+        cells.append(
+            [spell(value) + (f" ± {spell(error)}" if error > 0 else "") for value, error in zip(table[column], errors, strict=True)]
+        )
+    for row in zip(*cells, strict=True):
+        drawn.add_row(*row)
+    return drawn
 
 
 def say(*sentences: str) -> None:
@@ -43,12 +71,12 @@ def show_json(content: dict[str, Any]) -> None:
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table's rows as plain Python values, at full precision.
+    """A table's rows as plain Python values, at full precision; columns under two headings are called "upper_lower".
 
     >>> rows(pd.DataFrame({"kl": [0.1, float("nan")], "steps": [3, 4]}))
     [{'kl': 0.1, 'steps': 3}, {'kl': None, 'steps': 4}]
     """
-    return [{str(key): _plain(value) for key, value in row.items()} for row in table.astype(object).to_dict("records")]
+    return [{_name(key): _plain(value) for key, value in row.items()} for row in table.astype(object).to_dict("records")]
 
 
 def spell(value: object) -> str:
@@ -84,4 +112,8 @@ def _console() -> Console:
 
 def _plain(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
-    return None if value is pd.NA or isinstance(value, float) and not math.isfinite(value) else value
+    return None if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def _name(column: object) -> str:
+    return "_".join(filter(None, column)) if isinstance(column, tuple) else str(column)

@@ -11,14 +11,14 @@ import ppvae
 from ppvae import registry
 from ppvae.options import configured, pairs
 
-MODEL = '''
+MODEL = """
 from dataclasses import dataclass
 import ppvae
 
 @dataclass(frozen=True)
 class Banana(ppvae.Model):
     bend: float = 1.0
-'''
+"""
 
 
 @dataclass(frozen=True)

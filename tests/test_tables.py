@@ -54,7 +54,7 @@ def test_columns_name_an_array_and_choose_from_a_frame():
     assert list(chosen.index) == ["row"]
     with pytest.raises(ValueError, match="2 columns without names and 1 names"):
         read_table(np.eye(2), columns=["a"])
-    with pytest.raises(ValueError, match="unknown column 'bb'.*did you mean 'b'"):
+    with pytest.raises(ValueError, match=r"unknown column 'bb'.*did you mean 'b'"):
         read_table(pd.DataFrame({"a": [1], "b": [2]}), columns=["bb"])
 
 

@@ -1,0 +1,365 @@
+"""The command line, run as a person would run it. Most commands run in this process, where torch is loaded already; what depends on a
+process of its own (exit codes, pipes, terminals, signals, the time that --help takes) runs in one."""
+
+import contextlib
+import json
+import os
+import pty
+import resource
+import subprocess
+import sys
+from io import StringIO
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ppvae
+from ppvae import cli, registry, terminal
+from ppvae.tables import read_table
+
+SCORES = ["method", "seed", "status", "log_likelihood", "elbo", "kl", "steps", "seconds"]
+
+
+CENTRE = """
+from dataclasses import dataclass
+import pyro
+import pyro.distributions as dist
+import ppvae
+
+
+@dataclass(frozen=True)
+class Centre(ppvae.Model):
+    spread: float = 1.0
+
+    def init(self, data, generator):
+        return ppvae.Parameters(mean=data.mean)
+
+    def model(self, theta, batch):
+        with batch.rows:
+            z = pyro.sample("z", dist.Normal(batch.x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(theta.mean + z, self.spread).mask(batch.observed).to_event(1), obs=batch.x)
+"""
+
+INTERRUPTED = """
+import os
+import signal
+from dataclasses import dataclass
+import ppvae
+
+
+@dataclass(frozen=True)
+class Interrupted(ppvae.Model):
+    def init(self, data, generator):
+        os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs `ppvae WORDS` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(words: str) -> Ran:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words.split())
+        out, err = capsys.readouterr()
+        return Ran(int(stop.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def geyser(tmp_path_factory):
+    """A saved fit of two components to Old Faithful."""
+    folder = tmp_path_factory.mktemp("fits") / "geyser"
+    ppvae.fit(ppvae.load_model("gmm", n_components=2), ppvae.load_data("faithful"), ppvae.EM()).save(folder)
+    return folder
+
+
+def process(*words: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "ppvae.cli", *words], capture_output=True, text=True, check=False, **options)
+
+
+# --- one command after another --------------------------------------------------------------------------------------------------------
+
+
+def test_fit_saves_what_check_and_sample_read(run, tmp_path):
+    ran = run("fit gmm faithful --set n_components=2 --method em --out geyser --json")
+    assert (ran.code, ran.err) == (0, "")
+    printed = json.loads(ran.out)
+    assert list(printed["table"][0]) == SCORES
+    assert printed["table"][0]["log_likelihood"] == pytest.approx(-1130.26396 / 272, abs=1e-3 / 272)  # gold case D1
+    assert sorted(printed["parameters"]["weights"]) == pytest.approx([0.3558729, 0.6441271], abs=1e-3)
+
+    ran = run("check geyser faithful --draws 20 --json --report checks.html")
+    assert (ran.code, ran.err) == (0, "")
+    assert {row["statistic"] for row in json.loads(ran.out)["table"]} >= {"mean", "sd", "min", "max", "skewness", "correlation"}
+    assert (tmp_path / "checks.html").read_text().lstrip().lower().startswith("<!doctype html>")
+    assert "lie outside the central 95 %" in run("check geyser faithful --draws 20").out
+
+    for name in ("new.csv", "new.npy", "new.parquet"):
+        assert run(f"sample geyser -n 5 --seed 3 --out {name}").code == 0
+        assert read_table(tmp_path / name).values.shape == (5, 2)
+    printed_csv = pd.read_csv(StringIO(run("sample geyser -n 5 --seed 3").out))
+    pd.testing.assert_frame_equal(printed_csv, pd.read_csv(tmp_path / "new.csv"))
+    np.testing.assert_array_equal(printed_csv, np.load(tmp_path / "new.npy"))
+    assert list(printed_csv.columns) == ["eruptions", "waiting"]
+
+
+def test_compare_prints_the_same_table_for_people_and_programs(run, tmp_path):
+    words = "compare gmm faithful --set component=guided --methods em:tolerance=1e-9,svi:steps=60:compile=false --holdout 0.1"
+    ran = run(f"{words} --seeds 2 --report report.html --json")
+    assert (ran.code, ran.err) == (0, "")
+    printed = json.loads(ran.out)
+    table = pd.DataFrame(printed["table"])
+    assert list(zip(table["method"], table["seed"], strict=True)) == [("em", 0), ("svi", 0), ("em", 1), ("svi", 1)]
+    assert [c for c in table.columns if c in [*SCORES, "gap_to_best"]] == [*SCORES[:5], "gap_to_best", *SCORES[5:]]
+    assert table["gap_to_best"].min() == 0
+    assert table["heldout_log_likelihood"].notna().all()
+    assert {row["method"] for row in printed["summary"]} == {"em", "svi"}
+    assert {"parameters", "approximation", "amortization", "total"} <= set(printed["gaps"][0])
+    assert printed["report"] == "report.html"
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+    ran = run(words)
+    assert (ran.code, ran.err) == (0, "")
+    for row in printed["table"][:2]:
+        assert terminal.spell(row["log_likelihood"]) in ran.out
+    assert "What a fit loses against the best exact one" in ran.out
+
+
+def test_a_model_of_ones_own(run, tmp_path):
+    (tmp_path / "mine.py").write_text(CENTRE)
+    ran = run("compare mine.py faithful --set spread=10 --methods svi:steps=30:compile=false --json")
+    assert (ran.code, ran.err) == (0, "")
+    assert json.loads(ran.out)["model"] == "Centre(spread=10.0)"
+    ran = run("laws mine.py:Centre faithful --json")
+    assert ran.code == 0
+    verdicts = {row["name"]: row["verdict"] for row in json.loads(ran.out)["table"]}
+    assert verdicts["missing"] == "holds"
+    assert verdicts["coverage"] == "does not apply"
+
+    (tmp_path / "mine.py").write_text(CENTRE.replace(".mask(batch.observed)", ""))
+    ran = run("laws mine.py faithful")
+    assert ran.code == 1
+    assert "fails" in ran.out
+
+
+def test_columns_and_rescale_reach_the_fit(run):
+    ran = run("fit ppca iris --set n_latents=1 --columns petal_width --out q")
+    assert ran.code == 2
+    assert "did you mean 'petal width (cm)'" in ran.err
+    pd.DataFrame({"a": [0.0, 5.0, 10.0, 3.0], "b": [1.0, 2.0, 8.0, 0.0], "kind": list("wxyz")}).to_csv("t.csv", index=False)
+    ran = run("fit ppca t.csv --set n_latents=1 --columns b,a --rescale --out q --json")
+    assert ran.code == 0
+    assert json.loads(ran.out)["parameters"]["mean"] == pytest.approx([0.275, 0.45])
+
+
+def test_the_lists(run):
+    listed = json.loads(run("models --json").out)["models"]
+    assert {"gmm", "ppca", "vae"} <= {row["model"] for row in listed}
+    assert all(row["description"] and row["options"] for row in listed)
+    listed = json.loads(run("datasets --json").out)["datasets"]
+    assert {"data set": "airquality", "rows": 153, "features": 4, "missing": 44}.items() <= listed[1].items()
+    for words in ("models", "datasets"):
+        assert run(words).out.count("\n") > 4
+
+
+# --- mistakes: exit code 2, one sentence, nothing written -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Small tables with something wrong, by name."""
+    good = pd.DataFrame(np.random.default_rng(0).normal(size=(12, 3)), columns=["a", "b", "c"])
+    for name, frame in {
+        "good": good,
+        "text": good.assign(kind="x"),
+        "inf": good.assign(b=np.inf),
+        "hole": good.assign(hole=np.nan),
+        "constant": good.assign(same=1.0),
+        "two": good.head(2),
+    }.items():
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "junk.csv").write_bytes(b"\x89PNG\x00\xff")
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("fit gmn good.csv --out q", "unknown model 'gmn': did you mean 'gmm'? (models: "),
+        ("fit gmm faithfull --out q", "unknown data set 'faithfull': did you mean 'faithful'? (data sets: "),
+        ("fit gmm good.csv --method emm --out q", "unknown method 'emm': did you mean 'em'? (methods: "),
+        ("fit gmm good.csv --method em,svi --out q", "fit takes one method, not 2: use compare"),
+        ("fit gmm good.csv --method em:tolerence=1 --out q", "unknown em option 'tolerence': did you mean 'tolerance'?"),
+        ("fit gmm good.csv --set n_component=2 --out q", "unknown gmm option 'n_component': did you mean 'n_components'"),
+        ("fit gmm good.csv --set n_components=two --out q", "gmm: n_components must be a whole number, not 'two'"),
+        ("fit gmm good.csv --set n_components --out q", "cannot read the option 'n_components': write it as name=value"),
+        ("fit gmm good.csv --set n_components=1 --set n_components=2 --out q", "the option n_components is given twice"),
+        ("fit gmm good.csv --set covariance=ful --out q", "unknown covariance 'ful': did you mean 'full'?"),
+        ("fit gmm good.csv --dtype float16 --out q", "unknown dtype 'float16'"),
+        ("fit gmm good.csv --device cuda:99 --out q", "device 'cuda:99' is not there"),
+        ("fit gmm good.csv --columns a,d --out q", "unknown column 'd'"),
+        ("fit gmm good.csv --sed 3 --out q", "No such option: --sed"),
+        ("fit gmm good.csv", "Missing option '--out'"),
+        ("fitt gmm good.csv", "No such command 'fitt'. Did you mean 'fit'?"),
+        ("fit gmm none.csv --out q", "no such file: none.csv"),
+        ("fit gmm empty.csv --out q", "empty.csv is empty"),
+        ("fit gmm junk.csv --out q", "junk.csv cannot be read as a .csv table"),
+        ("fit gmm text.csv --out q", "text.csv has something other than real numbers in kind (such as 'x')"),
+        ("fit gmm inf.csv --out q", "inf.csv holds inf in b"),
+        ("fit gmm hole.csv --out q", "no entry of column hole is observed"),
+        ("fit gmm constant.csv --out q", "column same is constant"),
+        ("fit gmm two.csv --set n_components=3 --out q", "3 components need at least as many rows"),
+        ("fit ppca good.csv --set n_latents=3 --out q", "n_latents=3 must be below the number of features, 3"),
+        ("fit vae good.csv --out q", "(--rescale, data.rescaled())"),
+        ("fit gmm good.csv --method svi:batch_size=13 --out q", "batch_size=13 is larger than the data, 12 rows"),
+        ("fit vae good.csv --rescale --method em --out q", "exact EM does not apply: use SVI"),
+        ("fit gmm good.csv --out .", ". exists already: choose another name, or remove it first"),
+        ("fit gmm good.csv --out none/q", "there is no folder none to write q in"),
+        ("compare gmm good.csv --report none/r.html", "there is no folder none to write r.html in"),
+        ("compare gmm good.csv --holdout 1.5", "holdout is a share of the rows between 0 and 1"),
+        ("compare gmm good.csv --methods em,,svi", "unknown method ''"),
+        ("compare gmm good.csv --methods em,closed_form", "gmm has no closed-form maximum likelihood"),
+        ("compare mine.py good.csv", "no such model file: mine.py"),
+        ("laws gmn good.csv", "unknown model 'gmn'"),
+        ("compare gmm good.csv --seeds 0", "Invalid value for '--seeds'"),
+        ("check none good.csv", "none is not a folder with a saved fit"),
+        ("check . good.csv", ". is not a saved fit"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(run, tmp_path, words, sentence):
+    before = set(tmp_path.iterdir())
+    ran = run(words)
+    assert ran.code == 2
+    assert ran.out == ""
+    assert ran.err.startswith("ppvae: ")
+    assert ran.err.count("\n") == 1
+    assert sentence in ran.err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_saved_fits_are_neither_overwritten_nor_taken_on_trust(run, geyser, tmp_path):
+    before = {file.name: file.read_bytes() for file in geyser.iterdir()}
+    ran = run(f"fit gmm faithful --out {geyser}")
+    assert (ran.code, ran.out) == (2, "")
+    assert "exists already" in ran.err
+    assert {file.name: file.read_bytes() for file in geyser.iterdir()} == before
+
+    (tmp_path / "mine.csv").write_text("a\n1\n")
+    assert "exists already" in run(f"sample {geyser} --out mine.csv").err
+    assert (tmp_path / "mine.csv").read_text() == "a\n1\n"
+    assert "name a .csv, .npy or .parquet file" in run(f"sample {geyser} --out new.xlsx").err
+
+    ran = run(f"check {geyser} iris")
+    assert ran.code == 2
+    assert "the fit knows 2 features" in ran.err
+    for name, content in {"fit.json": b'{"format": 1}', "tensors.safetensors": before["tensors.safetensors"][:50]}.items():
+        damaged = tmp_path / f"damaged-{name}"
+        damaged.mkdir()
+        for file, whole in {**before, name: content}.items():
+            (damaged / file).write_bytes(whole)
+        ran = run(f"check {damaged} faithful")
+        assert ran.code == 2
+        assert "is damaged or not a saved fit" in ran.err
+
+
+def test_an_unwritable_place_is_one_sentence(run, geyser, monkeypatch):
+    def full(self, *_, **__):
+        raise OSError(28, "No space left on device", "new.csv")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    ran = run(f"sample {geyser} --out new.csv")
+    assert (ran.code, ran.err) == (2, "ppvae: new.csv: No space left on device\n")
+
+
+# --- what needs a process of its own --------------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_shows_an_example_each():
+    listed = process("--help")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    commands = [line.split()[0] for line in listed.stdout.partition("Commands:\n")[2].splitlines() if line.strip()]
+    assert {"compare", "fit", "check", "sample", "laws", "models", "datasets"} <= set(commands)
+    for command in ("", *commands):
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ran = process(*command.split(), "--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert f"ppvae {command or 'compare'} " in ran.stdout.partition("Example:")[2]
+        imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
+        assert not imported & {"torch", "pyro", "pandas", "numpy", "matplotlib", "rich"}
+        # Processor time, not wall time: the latter depends on what else the machine does.
+        assert ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime < 0.5
+
+
+def test_lists_and_mistakes_in_a_pipe():
+    for words in (["models"], ["datasets"]):
+        ran = process(*words)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert "\x1b" not in ran.stdout
+    ran = process("fit", "gmn", "faithful", "--out", "q")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"ppvae: unknown model 'gmn': did you mean 'gmm'? (models: {', '.join(registry.models())})\n"
+
+
+def test_control_c_leaves_130_and_nothing_else(tmp_path):
+    (tmp_path / "mine.py").write_text(INTERRUPTED)
+    ran = process("fit", "mine.py", "iris", "--out", "q", cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (130, "")
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "q").exists()
+
+
+def test_a_bar_on_a_terminal_and_none_in_a_pipe(tmp_path):
+    words = [sys.executable, "-m", "ppvae.cli", "fit", "ppca", "iris", "--out"]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([*words, "a"], stderr=theirs, stdout=subprocess.PIPE, cwd=tmp_path) as ran:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while piece := os.read(ours, 4096):
+                shown += piece
+    os.close(ours)
+    assert ran.returncode == 0
+    assert b"fitting" in shown
+    ran = process("fit", "ppca", "iris", "--out", "b", cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "The fit is in b." in ran.stdout
+
+
+def test_json_has_plain_values(capsys):
+    table = pd.DataFrame({"a": [np.float64(0.1), np.inf], "b": pd.array([1, None], "Int64"), "c": [True, None]})
+    terminal.show_json({"table": table, "empty": table.head(0), "word": None})
+    assert json.loads(capsys.readouterr().out) == {
+        "table": [{"a": 0.1, "b": 1, "c": True}, {"a": None, "b": None, "c": None}],
+        "empty": [],
+        "word": None,
+    }
+
+
+def test_a_table_fits_the_terminal(capsys, monkeypatch):
+    table = pd.DataFrame(
+        {"method": ["em", "svi"], "status": ["a sentence of some length that folds", ""], "score": [-1.25, 2e-5], "score_se": [0.5, 0.0]}
+    )
+    monkeypatch.setenv("COLUMNS", "50")
+    terminal.show(table, rename={"score": "the score"})
+    wide = capsys.readouterr().out
+    assert wide.split()[:4] == ["method", "status", "the", "score"]
+    assert "-1.2500 ± 0.5000" in wide
+    assert max(map(len, wide.splitlines())) <= 50
+    monkeypatch.setenv("COLUMNS", "30")
+    terminal.show(table, rename={"score": "the score"})
+    narrow = capsys.readouterr().out
+    assert narrow.split()[:3] == ["method", "the", "score"]
+    assert "2.0e-05" in narrow
+    assert "em: a sentence of some length" in narrow
