@@ -238,7 +238,7 @@ def importance_weights(bench: Bench, bound: Rows = OBJECTIVES["iwae"].rows) -> t
     log_marginal = None if exact is None else exact.log_marginal(bench.theta, bench.batch).detach()
     worst = 0.0
     if exact is not None:
-        with seeded(bench.seed):
+        with seeded(bench.seed), torch.no_grad():
             bounds = [bound(bench.program, ExactGuide(exact, bench.theta), bench.batch, k) for k in (1, 1, 5, 5, 25, 25)]
         worst = max(_relative(b, log_marginal) for b in bounds) / ROUNDING
         worst = max(worst, float(torch.stack(bounds).var(0).max()) / 1e-8)
