@@ -16,62 +16,19 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppvae.data import Batch, Data
-from ppvae.exact import Exact, Posterior, Statistics
-from ppvae.gaussian import factor_log_marginal, factor_posterior, inverse_tril
+from ppvae.linear_gaussian import LinearGaussianExact
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
 
 NOISE_FLOOR = 1e-6  # of the mean variance of the features
 
 
-class PPCAExact(Exact):
+class PPCAExact(LinearGaussianExact):
     """Closed forms of PPCA: posterior, marginal, EM with any pattern of missing entries, and the maximum likelihood of complete data."""
 
-    def _latent(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """residual (B, D), posterior mean (B, L), the Cholesky factor of the posterior precision, log p(x) (B,)."""
-        loadings, noise, observed = theta.loadings, theta.noise_variance, None if batch.complete else batch.observed
-        residual = batch.x - theta.mean
-        residual = residual if observed is None else torch.where(observed, residual, 0.0)
-        loc, tril = factor_posterior(residual, loadings, noise, observed)
-        return residual, loc, tril, factor_log_marginal(residual, loadings, noise, observed, loc, tril)
-
-    def posterior(self, theta: Parameters, batch: Batch) -> Posterior:
-        _, loc, tril, _ = self._latent(theta, batch)
-        covariance = torch.cholesky_inverse(tril)
-        return Posterior.gaussian(loc, torch.linalg.cholesky(covariance))
-
-    def log_marginal(self, theta: Parameters, batch: Batch) -> Tensor:
-        return self._latent(theta, batch)[-1]
-
-    def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
-        """Moments of u = (z, 1) and of the residual r = x - m, over each feature's observed rows.
-
-        "uu" (D or 1, L+1, L+1): sum of E[u u^T];  "ur" (D, L+1): sum of E[u] r;  "rr" (D,): sum of r^2;  "count" (D,): observed rows.
-        Complete rows share one "uu" between all features.
-        """
-        residual, loc, tril, log_marginal = self._latent(theta, batch)
-        root = inverse_tril(tril)
-        covariance = root.mT @ root
-        u = torch.cat([loc, loc.new_ones(len(loc), 1)], -1)
-        within = torch.nn.functional.pad(covariance, (0, 1, 0, 1))
-        if batch.complete:
-            uu = (u.mT @ u + batch.size * within[0]).unsqueeze(0)
-            count = u.new_full((residual.shape[-1],), batch.size)
-        else:
-            mask, size = batch.observed.to(u.dtype), u.shape[-1]
-            second = u.unsqueeze(-1) * u.unsqueeze(-2) + within
-            uu = (mask.mT @ second.reshape(len(u), -1)).reshape(-1, size, size)
-            count = mask.sum(0)
-        return {"log_likelihood": log_marginal.sum(), "uu": uu, "ur": residual.mT @ u, "rr": residual.square().sum(0), "count": count}
-
-    def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
-        """Least squares of each feature on u gives its loadings and the step of its mean; what is left over is the noise."""
-        uu, ur, rr, count = (statistics[k] for k in ("uu", "ur", "rr", "count"))
-        tril = torch.linalg.cholesky(uu)
-        weights = torch.cholesky_solve(ur.mT, tril[0]).mT if len(uu) == 1 else torch.cholesky_solve(ur.unsqueeze(-1), tril).squeeze(-1)
-        left = (rr - (ur * weights).sum(-1)).sum() / count.sum()
-        floor = NOISE_FLOOR * theta.unit_noise_variance
-        return {"loadings": weights[:, :-1], "mean": theta.mean + weights[:, -1], "noise_variance": left.clamp(min=floor)}
+    def noise(self, theta: Parameters, left: Tensor, count: Tensor) -> dict[str, Tensor]:
+        """One variance for all features."""
+        return {"noise_variance": (left.sum() / count.sum()).clamp(min=NOISE_FLOOR * theta.unit_noise_variance)}
 
     def cannot_solve(self, data: Data) -> str | None:
         return None if data.complete else "PPCA has a closed form for complete data only: use EM where entries are missing"

@@ -11,43 +11,78 @@ from torch import Tensor
 LOG_2PI = math.log(2 * math.pi)
 
 
-def factor_posterior(residual: Tensor, loadings: Tensor, noise_variance: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The posterior of z in x = W z + noise given residual = x - m: its mean (B, L) and the Cholesky factor of its precision.
+def factor_posterior(residual: Tensor, loadings: Tensor, noise: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The posterior of z in x = W z + noise given residual = x - m: its mean (..., B, L) and the Cholesky factor of its precision.
 
-    precision = I + W^T Psi^-1 W over the observed features: (1, L, L) for complete rows, else (B, L, L). `residual` is (B, D), zero where
-    missing; `loadings` (D, L); `noise_variance` () or (D,).
+    precision = I + W^T Psi^-1 W over the observed features: (..., 1, L, L) for complete rows, else (..., B, L, L). `residual` is
+    (..., B, D), zero where missing; `loadings` (..., D, L); `noise` (..., D), the diagonal of Psi; "..." is nothing, or one set of
+    parameters for each component.
     """
-    features, latents = loadings.shape
-    weighted = loadings / noise_variance.expand(features).unsqueeze(-1)
+    latents = loadings.shape[-1]
+    weighted = loadings / noise.unsqueeze(-1)
     eye = torch.eye(latents, dtype=loadings.dtype, device=loadings.device)
     if observed is None:
-        precision = (eye + loadings.mT @ weighted).unsqueeze(0)
+        precision = (eye + loadings.mT @ weighted).unsqueeze(-3)
     else:
-        pairs = (loadings.unsqueeze(-1) * weighted.unsqueeze(-2)).reshape(features, -1)
-        precision = eye + (observed.to(loadings.dtype) @ pairs).reshape(-1, latents, latents)
+        pairs = (loadings.unsqueeze(-1) * weighted.unsqueeze(-2)).flatten(-2)
+        precision = eye + (observed.to(loadings.dtype) @ pairs).unflatten(-1, (latents, latents))
     tril = torch.linalg.cholesky(precision)
     score = residual @ weighted
-    loc = torch.cholesky_solve(score.T, tril[0]).T if len(tril) == 1 else torch.cholesky_solve(score.unsqueeze(-1), tril).squeeze(-1)
-    return loc, tril
+    if tril.shape[-3] == 1:  # one system, all rows as its right-hand sides
+        return torch.cholesky_solve(score.mT, tril.squeeze(-3)).mT, tril
+    return torch.cholesky_solve(score.unsqueeze(-1), tril).squeeze(-1), tril
 
 
-def factor_log_marginal(
-    residual: Tensor, loadings: Tensor, noise_variance: Tensor, observed: Tensor | None, loc: Tensor, tril: Tensor
-) -> Tensor:
-    """(B,): log N(residual; 0, W W^T + Psi) over the observed features, from the posterior that `factor_posterior` gives.
+def factor_log_marginal(residual: Tensor, loadings: Tensor, noise: Tensor, observed: Tensor | None, loc: Tensor, tril: Tensor) -> Tensor:
+    """(..., B): log N(residual; 0, W W^T + Psi) over the observed features, from the posterior that `factor_posterior` gives.
 
     r^T C^-1 r is the least of |r - W z|^2 / psi + |z|^2, reached at the posterior mean: a sum of squares, so nothing cancels.
     """
-    noise = noise_variance.expand(len(loadings))
     left = residual - loc @ loadings.mT
     logdet = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     if observed is None:
-        seen, spread = residual.shape[-1], noise.log().sum()
+        constants = noise.log().sum(-1, keepdim=True) + noise.shape[-1] * LOG_2PI
     else:
         mask = observed.to(residual.dtype)
         left = left * mask
-        seen, spread = mask.sum(-1), mask @ noise.log()
-    return -0.5 * ((left.square() / noise).sum(-1) + loc.square().sum(-1) + logdet + spread + seen * LOG_2PI)
+        constants = (mask @ (noise.log() + LOG_2PI).unsqueeze(-1)).squeeze(-1)
+    return -0.5 * ((left.square() / noise.unsqueeze(-2)).sum(-1) + loc.square().sum(-1) + logdet + constants)
+
+
+def factor_moments(
+    residual: Tensor, loc: Tensor, tril: Tensor, observed: Tensor | None, weights: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Expected moments of u = (z, 1) and of the residual r = x - m, over each feature's observed rows, each row counted `weights` (..., B) times.
+
+    "uu" (..., D or 1, L+1, L+1): sum of E[u u^T];  "ur" (..., D, L+1): sum of E[u] r;  "rr" (..., D): sum of r^2;  "count" (..., D).
+    Complete rows share one "uu" between all features.
+    """
+    root = inverse_tril(tril)
+    within = torch.nn.functional.pad(root.mT @ root, (0, 1, 0, 1))
+    u = torch.cat([loc, torch.ones_like(loc[..., :1])], -1)
+    counted = u if weights is None else weights.unsqueeze(-1) * u
+    if observed is None:
+        rows = u.new_full((1,), u.shape[-2]) if weights is None else weights.sum(-1, keepdim=True)
+        uu = (counted.mT @ u).unsqueeze(-3) + rows[..., None, None] * within
+        count = rows.expand(*rows.shape[:-1], residual.shape[-1])
+    else:
+        seen = observed.to(u.dtype).mT if weights is None else observed.mT * weights.unsqueeze(-2)
+        second = u.unsqueeze(-1) * u.unsqueeze(-2) + within
+        uu = (seen @ second.flatten(-2)).unflatten(-1, second.shape[-2:])
+        count = seen.sum(-1)
+    squares = residual.square() if weights is None else weights.unsqueeze(-1) * residual.square()
+    return {"uu": uu, "ur": residual.mT @ counted, "rr": squares.sum(-2), "count": count}
+
+
+def factor_regression(moments: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Least squares of each feature on u = (z, 1): its weights (..., D, L+1), loadings and intercept, and what they leave of "rr" (..., D)."""
+    uu, ur = moments["uu"], moments["ur"]
+    tril = torch.linalg.cholesky(uu)
+    if uu.shape[-3] == 1:
+        weights = torch.cholesky_solve(ur.mT, tril.squeeze(-3)).mT
+    else:
+        weights = torch.cholesky_solve(ur.unsqueeze(-1), tril).squeeze(-1)
+    return weights, moments["rr"] - (ur * weights).sum(-1)
 
 
 def inverse_tril(tril: Tensor) -> Tensor:

@@ -1,0 +1,58 @@
+"""Closed forms that the linear Gaussian models share.
+
+    z_n       ~ N(0, I_L)
+    x_n | z_n ~ N(W z_n + m, Psi)      Psi diagonal
+
+Marginally x_n ~ N(m, W W^T + Psi). They differ in what they let Psi be: PPCA one number, factor analysis one for each feature, PCA a
+vanishing constant.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppvae.data import Batch, Data
+from ppvae.exact import Exact, Posterior, Statistics
+from ppvae.gaussian import factor_log_marginal, factor_moments, factor_posterior, factor_regression
+from ppvae.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class LinearGaussianExact(Exact):
+    """Posterior, marginal and EM for `loadings` (D, L), `mean` (D,) and `noise_variance` () or (D,), with any pattern of missing entries.
+
+    A model gives `noise`, its M-step for Psi.
+    """
+
+    def noise(self, theta: Parameters, left: Tensor, count: Tensor) -> dict[str, Tensor]:
+        """The noise variances, from the expected squares (D,) that the regression leaves of each feature and its observed rows (D,)."""
+        raise NotImplementedError(f"{self.model.name} gives no M-step for its noise")
+
+    def _latent(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """residual (B, D), posterior mean (B, L), the Cholesky factor of the posterior precision, log p(x) (B,)."""
+        loadings, observed = theta.loadings, None if batch.complete else batch.observed
+        noise = theta.noise_variance.expand(len(loadings))
+        residual = batch.x - theta.mean
+        residual = residual if observed is None else torch.where(observed, residual, 0.0)
+        loc, tril = factor_posterior(residual, loadings, noise, observed)
+        return residual, loc, tril, factor_log_marginal(residual, loadings, noise, observed, loc, tril)
+
+    def posterior(self, theta: Parameters, batch: Batch) -> Posterior:
+        _, loc, tril, _ = self._latent(theta, batch)
+        return Posterior.gaussian(loc, torch.linalg.cholesky(torch.cholesky_inverse(tril)))
+
+    def log_marginal(self, theta: Parameters, batch: Batch) -> Tensor:
+        return self._latent(theta, batch)[-1]
+
+    def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
+        """Moments of u = (z, 1) and of x - m; see `ppvae.gaussian.factor_moments`."""
+        residual, loc, tril, log_marginal = self._latent(theta, batch)
+        moments = factor_moments(residual, loc, tril, None if batch.complete else batch.observed)
+        return {"log_likelihood": log_marginal.sum(), **moments}
+
+    def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
+        """Least squares of each feature on u gives its loadings and the step of its mean; what is left over is the noise."""
+        weights, left = factor_regression(statistics)
+        noise = self.noise(theta, left, statistics["count"])
+        return {"loadings": weights[:, :-1], "mean": theta.mean + weights[:, -1], **noise}
