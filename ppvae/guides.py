@@ -12,7 +12,7 @@ categorical whose logits come from a network, averaged exactly.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyro
 import pyro.distributions as dist
@@ -23,26 +23,35 @@ from torch.distributions import biject_to, constraints
 from ppvae.data import Batch, Data
 from ppvae.messages import unknown
 from ppvae.model import Model
+from ppvae.networks import ImageEncoder, Rescaled, check_images, perceptron
 from ppvae.parameters import Parameters
 from ppvae.program.joint import is_row_site, sites_of
 
 FAMILIES = ("diagonal", "full", "linear")
+NETWORKS = ("dense", "convolutional")
 
 
 @dataclass(frozen=True)
 class Family:
-    """A guide to be built from the story: the family of distributions, and the widths of the encoder's hidden layers."""
+    """A guide to be built from the story: the family of distributions, and the encoder's network.
+
+    network: "dense" with layers of the `hidden` widths, or "convolutional" (for images) with layers of `hidden` channels.
+    """
 
     name: str = "diagonal"
     hidden: tuple[int, ...] = (64,)
+    network: str = "dense"
 
     def __post_init__(self) -> None:
         if self.name not in FAMILIES:
             raise unknown("guide", self.name, FAMILIES)
+        if self.network not in NETWORKS:
+            raise unknown("network", self.network, NETWORKS)
 
 
 class Standardize(nn.Module):
-    """The encoder's view of a row: each column at mean 0 and sd 1, missing entries 0; the mask beside it where the training data had holes."""
+    """The encoder's view of a row: each column at mean 0 and sd 1, missing entries 0; beside it the mask where the training data had holes,
+    and the context where they had one."""
 
     mean: Tensor
     scale: Tensor
@@ -52,31 +61,27 @@ class Standardize(nn.Module):
         self.register_buffer("mean", data.mean.clone())
         self.register_buffer("scale", data.scale.clone())
         self.masked = not data.complete
-        self.n_outputs = data.n_features * (1 + self.masked)
+        self.context = None if data.context is None else Rescaled(data.context)
+        self.n_context = 0 if data.context is None else data.context.shape[1]
+        self.n_outputs = data.n_features * (1 + self.masked) + self.n_context
 
     def forward(self, batch: Batch) -> Tensor:
         x = torch.where(batch.observed, (batch.x - self.mean) / self.scale, 0.0)
-        return torch.cat([x, batch.observed.to(x.dtype)], -1) if self.masked else x
-
-
-def perceptron(n_inputs: int, hidden: tuple[int, ...], n_outputs: int) -> nn.Sequential:
-    """Linear layers of the given widths with a smooth nonlinearity between them."""
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(n_inputs, width), nn.Softplus()]
-        n_inputs = width
-    return nn.Sequential(*layers, nn.Linear(n_inputs, n_outputs))
+        parts = [x, batch.observed.to(x.dtype)] if self.masked else [x]
+        if self.context is not None:
+            parts.append(self.context(batch.context))
+        return torch.cat(parts, -1)
 
 
 class GaussianHead(nn.Module):
     """From a row's features to a Gaussian over `size` numbers, in one of the families."""
 
-    def __init__(self, n_inputs: int, size: int, family: Family) -> None:
+    def __init__(self, n_inputs: int, size: int, family: str, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.size, self.family = size, family.name
-        numbers = {"linear": size, "diagonal": 2 * size, "full": 2 * size + size * (size - 1) // 2}[family.name]
-        self.network = perceptron(n_inputs, () if family.name == "linear" else family.hidden, numbers)
-        if family.name == "linear":
+        self.size, self.family = size, family
+        numbers = {"linear": size, "diagonal": 2 * size, "full": 2 * size + size * (size - 1) // 2}[family]
+        self.network = perceptron(n_inputs, () if family == "linear" else hidden, numbers)
+        if family == "linear":
             self.log_scale = nn.Parameter(torch.zeros(size))
             self.below = nn.Parameter(torch.zeros(size * (size - 1) // 2))
 
@@ -122,7 +127,13 @@ class Amortized(nn.Module):
     def __init__(self, sites: dict[str, dict], data: Data, family: Family, guided_component: bool) -> None:
         super().__init__()
         self.family = family
-        self.features = Standardize(data)
+        self.features: nn.Module = Standardize(data)
+        n_features, hidden = self.features.n_outputs, family.hidden
+        if family.network == "convolutional":
+            check_images(data.image_shape, hidden)
+            images = ImageEncoder(data.image_shape, hidden, 1 + self.features.masked, self.features.n_context)
+            self.features = nn.Sequential(self.features, images)
+            n_features, hidden = images.n_outputs, ()
         self.heads = nn.ModuleDict()
         self.shapes: dict[str, tuple[torch.Size, constraints.Constraint]] = {}
         self.discrete: list[str] = []
@@ -130,10 +141,10 @@ class Amortized(nn.Module):
             fn, summed = site["fn"], site["infer"].get("enumerate") == "parallel"
             if fn.has_enumerate_support and not (summed and not guided_component):
                 self.discrete.append(name)
-                self.heads[name] = perceptron(self.features.n_outputs, family.hidden, fn.enumerate_support(expand=False).shape[0])
+                self.heads[name] = perceptron(n_features, hidden, fn.enumerate_support(expand=False).shape[0])
             elif not fn.has_enumerate_support:
                 self.shapes[name] = (fn.event_shape, fn.support)
-                self.heads[name] = GaussianHead(self.features.n_outputs, math.prod(fn.event_shape), family)
+                self.heads[name] = GaussianHead(n_features, math.prod(fn.event_shape), family.name, hidden)
 
     def forward(self, batch: Batch) -> None:
         features = self.features(batch)
@@ -174,10 +185,11 @@ def build(model: Model, theta: Parameters, data: Data, guide: Guide | None = Non
 
     Raises ValueError for an unknown family, for a story with latent sites outside `batch.rows`, and where story and guide differ in sites.
     """
-    chosen = guide if guide is not None else model.guide(data) or Family()
+    own = model.guide(data) or Family()
+    chosen = own if guide is None else guide
     story = latent_sites(model, theta, data)
-    if isinstance(chosen, str):
-        chosen = Family(chosen)
+    if isinstance(chosen, str):  # another family through the same encoder
+        chosen = replace(own, name=chosen) if isinstance(own, Family) else Family(chosen)
     if isinstance(chosen, Family):
         outside = [name for name, site in story.items() if not is_row_site(site)]
         if outside:
