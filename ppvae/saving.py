@@ -126,7 +126,7 @@ def _guide_recipe(fit: Fit) -> object:
 
 
 def _family(recipe: dict | None) -> guides.Family | None:
-    return None if recipe is None else guides.Family(recipe["name"], tuple(recipe["hidden"]))
+    return None if recipe is None else guides.Family(**_tuples(recipe))
 
 
 def _tuples(config: dict[str, Any]) -> dict[str, Any]:
