@@ -24,6 +24,8 @@ _HOME = {
     "Comparison": "ppvae.compare",
     "check": "ppvae.criticism.checks",
     "Criticism": "ppvae.criticism.checks",
+    "coverage": "ppvae.imputation",
+    "pool": "ppvae.imputation",
     "load": "ppvae.saving",
 }
 _MODULES = ("models", "laws", "report", "guides", "distributions", "datasets")

@@ -160,6 +160,11 @@ class Data:
             None if self.index is None else self.index[chosen],
         )
 
+    def hiding(self, hidden: Tensor) -> "Data":
+        """The same rows with the entries marked in `hidden` (N, D) bool missing too."""
+        observed = self.observed & ~hidden
+        return self._like(torch.where(observed, self.x, 0.0), observed, self.context, self.labels, self.index)
+
     def split(self, share: float, seed: int = 0) -> tuple["Data", "Data"]:
         """(training rows, held-out rows), a random `share` of the rows held out."""
         if not 0 < share < 1:

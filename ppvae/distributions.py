@@ -1,4 +1,8 @@
-"""Distributions for stories: a multivariate normal that takes a mask, batched over rows."""
+"""Distributions for stories: normals that take a mask, batched over rows. Usable in any Pyro program.
+
+An entry that is not observed is marginalised: it is never read, and log_prob is that of the observed entries. `conditional` and
+`complete` say what the missing entries may be. ±inf is a value like any other here (and scores -inf), never "missing".
+"""
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -7,11 +11,60 @@ from torch import Tensor
 from ppvae.gaussian import LOG_2PI, masked_covariance
 
 
-class MaskedMultivariateNormal(TorchDistribution):
-    """N(loc, covariance) scored on its observed entries alone: log p(x_observed), the missing entries marginalised.
+class MaskedNormal(TorchDistribution):
+    """What the masked normals share: a `loc` (..., D), a mask `observed` (..., D) or None, and conditioning by regression."""
+
+    support = constraints.real_vector
+    has_rsample = True
+    loc: Tensor
+    observed: Tensor | None
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """(..., D, D), the covariance of all D entries."""
+        raise NotImplementedError
+
+    def expand(self, batch_shape, _instance=None):
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        return new
+
+    def _mask(self, residual: Tensor) -> Tensor:
+        return residual if self.observed is None else torch.where(self.observed, residual, 0.0)
+
+    def conditional(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """E[x | x_observed] (..., D) and Cov[x | x_observed] (..., D, D): observed entries as they are, with no variance."""
+        covariance = self.covariance_matrix
+        if self.observed is None:
+            return value, torch.zeros_like(covariance).expand(*value.shape, value.shape[-1])
+        gain = self._gain(covariance)
+        mean = self.loc + (gain @ self._mask(value - self.loc).unsqueeze(-1)).squeeze(-1)
+        hidden = (~self.observed).to(covariance.dtype)
+        left = (covariance - gain @ covariance) * hidden.unsqueeze(-1) * hidden.unsqueeze(-2)
+        return torch.where(self.observed, value, mean), left
+
+    def complete(self, value: Tensor) -> Tensor:
+        """A draw of the missing entries given the observed ones, (..., D), by Matheron's rule: a free draw, corrected by its own error."""
+        if self.observed is None:
+            return value
+        free = self.rsample(value.shape[: max(0, value.ndim - 1 - len(self.batch_shape))])
+        corrected = free + (self._gain(self.covariance_matrix) @ self._mask(value - free).unsqueeze(-1)).squeeze(-1)
+        return torch.where(self.observed, value, corrected)
+
+    def _gain(self, covariance: Tensor) -> Tensor:
+        """C_.o C_oo^-1 (..., D, D), the regression of every entry on the observed ones; its columns of missing entries are 0."""
+        assert self.observed is not None
+        tril = torch.linalg.cholesky(masked_covariance(covariance, self.observed))
+        seen = covariance * self.observed.to(covariance.dtype).unsqueeze(-2)
+        return torch.cholesky_solve(seen.mT, tril).mT * self.observed.to(covariance.dtype).unsqueeze(-2)
+
+
+class MaskedMultivariateNormal(MaskedNormal):
+    """N(loc, covariance) scored on its observed entries alone.
 
     loc: (..., D).  covariance: (..., D, D).  observed: bool (..., D), or None when every entry is. Differentiable; a wholly missing row
-    scores 0; a sample has all D entries. Missing entries of a value are never read.
+    scores 0; a sample has all D entries.
 
     >>> d = MaskedMultivariateNormal(torch.zeros(2), torch.eye(2), torch.tensor([[True, False], [False, False]]))
     >>> d.log_prob(torch.tensor([[0.0, 9.0], [9.0, 9.0]]))
@@ -19,19 +72,15 @@ class MaskedMultivariateNormal(TorchDistribution):
     """
 
     arg_constraints = {"loc": constraints.real_vector, "covariance": constraints.positive_definite}  # noqa: RUF012
-    support = constraints.real_vector
-    has_rsample = True
 
     def __init__(self, loc: Tensor, covariance: Tensor, observed: Tensor | None = None, validate_args: bool | None = None) -> None:
         shape = torch.broadcast_shapes(loc.shape[:-1], covariance.shape[:-2], () if observed is None else observed.shape[:-1])
         self.loc, self.covariance, self.observed = loc, covariance, observed
         super().__init__(shape, loc.shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape, _instance=None):
-        new = type(self).__new__(type(self))
-        new.loc, new.covariance, new.observed = self.loc, self.covariance, self.observed
-        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
-        return new
+    @property
+    def covariance_matrix(self) -> Tensor:
+        return self.covariance
 
     def rsample(self, sample_shape=torch.Size()) -> Tensor:
         shape = self._extended_shape(sample_shape)
@@ -39,15 +88,67 @@ class MaskedMultivariateNormal(TorchDistribution):
         return self.loc + (torch.linalg.cholesky(self.covariance) @ noise.unsqueeze(-1)).squeeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        residual = value - self.loc
+        residual = self._mask(value - self.loc)
         if self.observed is None:
             covariance, seen = self.covariance, float(self.event_shape[0])
         else:
-            residual = torch.where(self.observed, residual, 0.0)
             covariance, seen = masked_covariance(self.covariance, self.observed), self.observed.sum(-1).to(residual)
         tril = torch.linalg.cholesky(covariance)
         logdet = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (_whitened(tril, residual).square().sum(-1) + logdet + seen * LOG_2PI)
+
+
+class MaskedLowRankNormal(MaskedNormal):
+    """N(loc, factor factor^T + diag(diagonal)) scored on its observed entries alone, through L x L systems (Woodbury).
+
+    loc: (..., D).  factor: (..., D, L).  diagonal: (..., D), positive.  observed: bool (..., D), or None when every entry is.
+
+    >>> d = MaskedLowRankNormal(torch.zeros(3), torch.ones(3, 1), torch.ones(3), torch.tensor([[True, True, False]]))
+    >>> dense = MaskedMultivariateNormal(torch.zeros(3), d.covariance_matrix, d.observed)
+    >>> x = torch.tensor([1.0, -1.0, 5.0])
+    >>> bool((d.log_prob(x) - dense.log_prob(x)).abs() < 1e-6)
+    True
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "factor": constraints.real, "diagonal": constraints.positive}  # noqa: RUF012
+
+    def __init__(
+        self, loc: Tensor, factor: Tensor, diagonal: Tensor, observed: Tensor | None = None, validate_args: bool | None = None
+    ) -> None:
+        mask_shape = () if observed is None else observed.shape[:-1]
+        shape = torch.broadcast_shapes(loc.shape[:-1], factor.shape[:-2], diagonal.shape[:-1], mask_shape)
+        self.loc, self.factor, self.diagonal, self.observed = loc, factor, diagonal, observed
+        super().__init__(shape, loc.shape[-1:], validate_args=False)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        return self.factor @ self.factor.mT + torch.diag_embed(self.diagonal)
+
+    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        like = {"dtype": self.loc.dtype, "device": self.loc.device}
+        z = torch.randn(*shape[:-1], self.factor.shape[-1], 1, **like)
+        return self.loc + (self.factor @ z).squeeze(-1) + self.diagonal.sqrt() * torch.randn(shape, **like)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        residual = self._mask(value - self.loc)
+        weighted = self.factor / self.diagonal.unsqueeze(-1)
+        size = self.factor.shape[-1]
+        eye = torch.eye(size, dtype=self.loc.dtype, device=self.loc.device)
+        if self.observed is None:
+            precision, seen = eye + self.factor.mT @ weighted, torch.ones_like(residual)
+        else:  # one product serves all rows: sum over observed features of w w^T / psi
+            pairs = (self.factor.unsqueeze(-1) * weighted.unsqueeze(-2)).flatten(-2)
+            seen = self.observed.to(residual.dtype)
+            precision = eye + (seen.unsqueeze(-2) @ pairs).squeeze(-2).unflatten(-1, (size, size))
+        tril = torch.linalg.cholesky(precision)
+        score = (residual.unsqueeze(-2) @ weighted).squeeze(-2)
+        z = torch.cholesky_solve(score.unsqueeze(-1), tril)
+        # The least of |r - W z|^2 / psi + |z|^2 is the quadratic form: a sum of squares, so nothing cancels.
+        left = (residual - (self.factor @ z).squeeze(-1)) * seen
+        quadratic = (left.square() / self.diagonal).sum(-1) + z.square().sum((-2, -1))
+        logdet = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (seen * self.diagonal.log()).sum(-1)
+        return -0.5 * (quadratic + logdet + seen.sum(-1) * LOG_2PI)
 
 
 def _whitened(tril: Tensor, residual: Tensor) -> Tensor:

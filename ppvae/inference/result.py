@@ -181,6 +181,32 @@ class Fit:
             return prior_predictive(self.model, self.theta, batch, draws, seed)["x"].cpu().numpy()
         raise unknown("kind of rows", rows, ("same", "new"), "kinds")
 
+    def impute(self, data: object, draws: int | None = None, seed: int = 0, bootstrap: bool = False):
+        """The table with its missing entries filled in.
+
+        draws=None: the conditional means, in the form in which the table came (a frame with its rows, columns and dtypes, else an array).
+        draws=M: (M, N, D) proper imputations, latents and noise drawn; with `bootstrap` theta too, by a refit for each draw.
+        For models without closed forms both are weighted by importance: see `imputation_sample_size`.
+        """
+        from ppvae.imputation import bootstrapped_draws, conditional_mean, like_source, proper_draws
+
+        prepared = self.take(data)
+        if draws is None:
+            return like_source(conditional_mean(self, prepared)[0].cpu().numpy(), data, prepared)
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, not {draws}")
+        if bootstrap:
+            return bootstrapped_draws(self, prepared, draws, seed).cpu().numpy()
+        with seeded(seed, self.device):
+            return proper_draws(self, prepared, draws).cpu().numpy()
+
+    def imputation_sample_size(self, data: object, seed: int = 0) -> np.ndarray:
+        """(N,): the effective number of draws behind each row's imputation; inf where it is exact."""
+        from ppvae.imputation import conditional_mean
+
+        with seeded(seed, self.device):
+            return conditional_mean(self, self.take(data))[1].cpu().numpy()
+
     def to_arviz(self, data: object, draws: int = 100, seed: int = 0):
         """ArviZ data with posterior, posterior_predictive, log_likelihood (marginal) and observed_data; see `ppvae.criticism.arviz`."""
         from ppvae.criticism.arviz import fit_to_arviz
