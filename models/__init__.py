@@ -2,7 +2,14 @@
 
 from importlib import import_module
 
-_HOME = {"PPCA": "ppca", "GMM": "gmm", "VAE": "vae"}
+_HOME = {
+    "PPCA": "ppca",
+    "GMM": "gmm",
+    "VAE": "vae",
+    "CVAE": "cvae",
+    "LinearVAE": "linear_vae",
+    "Autoencoder": "autoencoder",
+}
 
 
 def __getattr__(name: str):
