@@ -69,11 +69,15 @@ class Fit:
         return next(self.theta.parameters()).device
 
     def take(self, data: object) -> Data:
-        """`data` as this fit can read it. Raises ValueError for another number of features, or values that the model refuses."""
+        """`data` as this fit can read it. Raises ValueError for another number of features, and for a context missing or of another width."""
         data = as_data(data)
         expected = len(self.trained_on.columns)
         if data.n_features != expected:
             raise ValueError(f"the fit knows {expected} features ({', '.join(self.trained_on.columns[:5])}...), the data have {data.n_features}")
+        width = self.trained_on.n_context
+        if width is not None and (data.context is None or data.context.shape[1] != width):
+            found = "none" if data.context is None else f"one of {data.context.shape[1]}"
+            raise ValueError(f"the fit was made with a context of {width} columns, the data have {found}: give Data(x, context=...) the same columns")
         return data.to(self.dtype, self.device)
 
     def log_likelihood(self, data: object, draws: int = 1000, seed: int = 0) -> Scores:
@@ -161,14 +165,46 @@ class Fit:
         """Akaike information criterion, 2 p - 2 log-likelihood (total nats; lower is better)."""
         return float(2 * self.n_parameters - 2 * self.log_likelihood(data).sum())
 
-    def sample(self, n: int, seed: int = 0) -> np.ndarray:
-        """(n, D) new rows from the fitted model, latents from the prior."""
+    def sample(self, n: int, seed: int = 0, context: object = None) -> np.ndarray:
+        """(n, D) new rows from the fitted model, latents from the prior.
+
+        context: for a fit to data with a context, (C,) for all rows or (n, C). Raises ValueError where it is missing or of another shape.
+        """
         from ppvae.criticism.predictive import blank_batch, prior_predictive
 
         if n < 1:
             raise ValueError(f"sample needs n >= 1, not {n}")
-        batch = blank_batch(n, len(self.trained_on.columns), self.dtype, self.device)
+        batch = blank_batch(n, len(self.trained_on.columns), self.dtype, self.device, self._context(context, n))
         return prior_predictive(self.model, self.theta, batch, seed=seed)["x"][0].cpu().numpy()
+
+    def decode(self, latents: object, context: object = None) -> np.ndarray:
+        """(n, D): E[x | z] at z (n, L), as `transform` gives them; `context` as in `sample`.
+
+        Raises ValueError for a story without a single continuous latent, and for latents of another size.
+        """
+        from ppvae.criticism.predictive import blank_batch, expected_rows
+
+        z = torch.as_tensor(np.asarray(latents, dtype=float), dtype=self.dtype, device=self.device)
+        if z.ndim != 2:
+            raise ValueError(f"decode takes latents (n, L), not an array of shape {tuple(z.shape)}")
+        batch = blank_batch(len(z), len(self.trained_on.columns), self.dtype, self.device, self._context(context, len(z)))
+        return expected_rows(self.model, self.theta, batch, z).cpu().numpy()
+
+    def _context(self, context: object, n: int) -> Tensor | None:
+        """The context of n rows to be made, (n, C); None for a fit without one."""
+        width = self.trained_on.n_context
+        if width is None:
+            if context is not None:
+                raise ValueError("the fit was made without a context: leave context out")
+            return None
+        if context is None:
+            raise ValueError(f"the fit was made with a context of {width} columns: say what to condition on, context=(C,) or (n, C)")
+        values = torch.as_tensor(np.asarray(context, dtype=float), dtype=self.dtype, device=self.device)
+        if width == 1 and values.ndim < 2:
+            values = values.reshape(-1, 1)
+        if values.shape not in ((width,), (1, width), (n, width)) or not torch.isfinite(values).all():
+            raise ValueError(f"context must be finite numbers of shape ({width},) or ({n}, {width}), not {tuple(values.shape)}")
+        return values.expand(n, width)
 
     def replicate(self, data: object, draws: int = 100, seed: int = 0, rows: str = "same") -> np.ndarray:
         """(draws, N, D) replicated data sets: for the "same" rows (latents from the posterior) or for "new" ones (from the prior)."""
