@@ -11,6 +11,7 @@ from ppvae.data import Batch, Data
 from ppvae.exact import Exact
 from ppvae.parameters import Parameters
 from ppvae.program.joint import Program, elbo_rows, log_weights
+from ppvae.program.read import without_prior
 
 
 class Scores(np.ndarray):
@@ -63,13 +64,16 @@ def sampled_elbo(program: Program, guide: nn.Module, data: Data, draws: int = 10
 def sampled_evidence(program: Program, guide: nn.Module, data: Data, draws: int = 1000) -> Scores:
     """log p(x_n) by importance sampling from the guide (Burda et al. 2016, eq. 8), with the delta-method standard error of each row.
 
-    A lower bound in expectation; the error is only as good as the guide's tails.
+    A lower bound in expectation; the error is only as good as the guide's tails. A story without a prior over its latents has no evidence:
+    what comes back is then log p(x_n | z) at the guide's draws, and says so.
     """
     weights = by_chunks(lambda batch: log_weights(program, guide, batch, draws), data, _rows_for(draws))
     peak = weights.logsumexp(0)
     share = (weights - peak).exp()  # self-normalised weights
     spread = (draws * share.square().sum(0) - 1).clamp(min=0).sqrt() / sqrt(draws)
-    return Scores(peak - np.log(draws), spread, f"importance sampling, {draws} draws a row")
+    improper = without_prior(program, data.batch(torch.arange(1, device=data.device)))
+    how = f"log p(x | {improper[0]}) at the guide's {improper[0]}: no prior, no evidence" if improper else f"importance sampling, {draws} draws a row"
+    return Scores(peak - np.log(draws), spread, how)
 
 
 def _rows_for(draws: int) -> int:

@@ -114,7 +114,7 @@ def refined_elbo(fit: Fit, data: Data) -> tuple[Scores, np.ndarray] | None:
     part = data.take(rows)
     with torch.no_grad():
         q = read_guide(fit.guide, part.batch())
-    if q is None or q.latent is None or q.component is not None:
+    if q is None or q.latent is None or q.component is not None or not q.scale_tril.any():  # a point has no family around it
         return None
     tril = q.scale_tril[:, 0]
     spread = tril.diagonal(dim1=-2, dim2=-1) if _is_diagonal(fit, tril) else tril

@@ -32,10 +32,12 @@ Draws = dict[str, Tensor]
 ENTRIES_PER_RUN = 2**21
 
 
-def blank_batch(n_rows: int, n_features: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Batch:
-    """Rows of zeros, every entry observed: the shape of n_rows rows that are yet to be drawn."""
+def blank_batch(
+    n_rows: int, n_features: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu", context: Tensor | None = None
+) -> Batch:
+    """Rows of zeros, every entry observed: the shape of n_rows rows that are yet to be drawn, with their context (n_rows, C)."""
     x = torch.zeros(n_rows, n_features, dtype=dtype, device=device)
-    return Batch(x, torch.ones_like(x, dtype=torch.bool), torch.arange(n_rows, device=device), n_rows)
+    return Batch(x, torch.ones_like(x, dtype=torch.bool), torch.arange(n_rows, device=device), n_rows, context=context)
 
 
 def prior_predictive(model: Model, theta: Parameters, batch: Batch, draws: int = 1, seed: int = 0) -> Draws:
@@ -56,6 +58,23 @@ def posterior_predictive(
     it was. Raises ValueError for a continuous latent that neither samples.
     """
     return _joined(same_rows(model, theta, batch, draws, seed, guide), 0)
+
+
+def expected_rows(model: Model, theta: Parameters, batch: Batch, z: Tensor) -> Tensor:
+    """(B, D): E[x | z] at given latents (B, L); of `batch` only the shape and the context are used.
+
+    Raises ValueError for a story without a single continuous latent site, and for latents of another size.
+    """
+    sites = latent_sites(model, theta, batch)
+    sizes = {name: site["fn"].event_shape for name, site in sites.items() if not site["fn"].has_enumerate_support}
+    if len(sites) != 1 or not sizes:
+        raise ValueError(f"{model.name}: rows can be decoded where the story has one continuous latent, but it has {few(sites)}")
+    ((name, shape),) = sizes.items()
+    if z.shape[1] != shape.numel():
+        raise ValueError(f"{model.name}: {name!r} has {shape.numel()} dimensions, the latents given have {z.shape[1]}")
+    story = poutine.condition(partial(model.model, theta), data={name: z.reshape(-1, *shape)})
+    with torch.no_grad():
+        return poutine.trace(story).get_trace(batch).nodes["x"]["fn"].mean
 
 
 def new_rows(model: Model, theta: Parameters, batch: Batch, draws: int, seed: int) -> Iterator[Draws]:
