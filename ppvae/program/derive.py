@@ -24,6 +24,7 @@ from ppvae.gaussian import LOG_2PI
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.joint import is_row_site, sites_of, total
+from ppvae.program.read import without_prior
 
 CERTIFICATE = 1e-8  # relative residual from quadratic: float64 rounding gives 1e-12 or less
 
@@ -102,6 +103,8 @@ class Derived(Exact):
 def derive(model: Model, theta: Parameters, batch: Batch) -> Derived | None:
     """The closed forms of a story with at most one enumerated site and continuous sites in which it is quadratic; None for any other.
 
+    A story that masks a latent's density out has no prior over it, so nothing to derive.
+
     `batch`: a few rows on which the certificate is made.
     """
     sites = {n: s for n, s in sites_of(partial(model.model, theta), batch).items() if not s["is_observed"]}
@@ -110,6 +113,8 @@ def derive(model: Model, theta: Parameters, batch: Batch) -> Derived | None:
     supports = [getattr(sites[n]["fn"].support, "base_constraint", sites[n]["fn"].support) for n in latents]
     readable = all(isinstance(s, type(constraints.real) | type(constraints.real_vector)) for s in supports)
     if len(discrete) > 1 or len(latents) > 1 or not readable or not all(is_row_site(s) for s in sites.values()):
+        return None
+    if without_prior(partial(model.model, theta), batch):
         return None
     found = Derived(model, discrete[0] if discrete else None, latents)
     try:
