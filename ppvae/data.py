@@ -249,10 +249,12 @@ def as_data(source) -> Data:
 
 
 def _as_context(context, n_rows: int) -> Tensor:
-    values = torch.as_tensor(np.asarray(context))
-    if values.shape[0] != n_rows:
-        raise ValueError(f"context has {values.shape[0]} rows and x has {n_rows}: they must be the same rows")
-    if values.is_floating_point() and not torch.isfinite(values).all():
+    try:
+        values = torch.tensor(np.asarray(context).astype(np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError("context must be numbers: give classes as one column each, pandas.get_dummies(labels)") from error
+    if values.ndim == 0 or values.shape[0] != n_rows:
+        raise ValueError(f"context has {len(values) if values.ndim else 0} rows and x has {n_rows}: they must be the same rows")
+    if not torch.isfinite(values).all():
         raise ValueError("context must be known for every row: it holds NaN or inf")
-    values = values.to(torch.float64)
     return values[:, None] if values.ndim == 1 else values
