@@ -3,9 +3,21 @@
 import os
 from importlib.metadata import version as installed
 
+from ppvae import registry
+
 # Pyro's progress bar misses its widgets in every page that is run; the warning is not the reader's concern.
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 os.environ["OMP_NUM_THREADS"] = "1"  # as in the tests: small tensors, and cores that others may use
+
+
+def models_reference() -> str:
+    """Every model file's story and class, so that a new model is in the reference as it is in the registry."""
+    modules: dict[str, list[str]] = {}
+    for entry in registry.models().values():
+        modules.setdefault(entry.module, []).append(entry.class_name)
+    listed = (f".. automodule:: {m}\n" + "".join(f".. autoclass:: {m}.{c}\n" for c in classes) for m, classes in modules.items())
+    return "\n".join(["```{eval-rst}", *listed, "```"])
+
 
 project = "ppvae"
 author = "the ppvae authors"
@@ -17,7 +29,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "ppvae"
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "substitution"]
+myst_substitutions = {"models": models_reference()}
 myst_heading_anchors = 2
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
