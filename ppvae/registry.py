@@ -150,7 +150,11 @@ def _model_in(path: Path, name: str | None) -> type["Model"]:
         raise ValueError(f"{path} defines several models: name one of them, {path}:{next(iter(found))} (models: {', '.join(found)})")
     if name is not None and name not in found:
         raise unknown("model", name, found)
-    return found[name or next(iter(found))]
+    cls = found[name or next(iter(found))]
+    absent = [method for method in ("init", "model") if getattr(cls, method) is getattr(Model, method)]
+    if absent:
+        raise ValueError(f"{path}: {cls.__name__} does not define {' and '.join(absent)}: a model needs a start and a story")
+    return cls
 
 
 # --- looking without importing ------------------------------------------------------------------------------------------------------

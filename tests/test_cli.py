@@ -53,6 +53,9 @@ import ppvae
 class Interrupted(ppvae.Model):
     def init(self, data, generator):
         os.kill(os.getpid(), signal.SIGINT)
+
+    def model(self, theta, batch):
+        pass
 """
 
 

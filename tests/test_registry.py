@@ -18,6 +18,12 @@ import ppvae
 @dataclass(frozen=True)
 class Banana(ppvae.Model):
     bend: float = 1.0
+
+    def init(self, data, generator):
+        return ppvae.Parameters(mean=data.mean)
+
+    def model(self, theta, batch):
+        pass
 """
 
 
@@ -65,8 +71,7 @@ def test_a_wrong_option_says_what_is_right(words, sentence):
 def test_every_model_file_is_found_and_loads():
     for name, entry in registry.models().items():
         model = ppvae.load_model(name)
-        assert model.name == name
-        assert registry.source_of(model) == name
+        assert ppvae.load_model(registry.source_of(model)) == model
         assert type(model).__name__ == entry.class_name
         assert entry.summary
         assert [option.partition("=")[0] for option in entry.options.split(", ") if "=" in option] == [f.name for f in fields(model)]
@@ -108,6 +113,7 @@ def test_a_model_from_a_file(tmp_path):
     [
         ("x = 1\n", "defines no model: write a dataclass"),
         ("class Broken(:\n", r"is not valid Python: .*line 1"),
+        (MODEL.replace("def model", "def story"), "Banana does not define model: a model needs a start and a story"),
         (MODEL + MODEL.replace("Banana", "Pear"), "defines several models: name one of them, .*:Banana"),
     ],
 )
