@@ -33,6 +33,10 @@ class Scores(np.ndarray):
         self.standard_error = None
         self.how = getattr(source, "how", "derived")
 
+    def __array_wrap__(self, array, context=None, return_scalar=False):
+        """A mean or a sum is a plain number."""
+        return array[()] if array.ndim == 0 else super().__array_wrap__(array, context, return_scalar)
+
     @property
     def exact(self) -> bool:
         return self.how == "exact"

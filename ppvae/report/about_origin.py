@@ -13,7 +13,7 @@ from ppvae.report.blocks import Block, Code, Section, Table, Text, picture
 from ppvae.report.figures import holes
 
 if TYPE_CHECKING:
-    from ppvae.compare import Comparison
+    from ppvae.comparison import Comparison
     from ppvae.data import Data
     from ppvae.inference.result import Fit
 

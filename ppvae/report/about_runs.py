@@ -13,7 +13,7 @@ from ppvae.report.blocks import Block, Picture, Points, Section, Table, Text, pi
 from ppvae.report.figures import progress
 
 if TYPE_CHECKING:
-    from ppvae.compare import Comparison
+    from ppvae.comparison import Comparison
 
 HEADINGS = {
     "log_likelihood": "log-likelihood",

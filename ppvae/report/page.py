@@ -10,7 +10,7 @@ from ppvae.report import about_checks, about_fit, about_origin, about_runs, word
 from ppvae.report.blocks import Page, Section, Terms
 
 if TYPE_CHECKING:
-    from ppvae.compare import Comparison
+    from ppvae.comparison import Comparison
     from ppvae.criticism.checks import Criticism
 
 

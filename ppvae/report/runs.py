@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 if TYPE_CHECKING:
-    from ppvae.compare import Comparison
+    from ppvae.comparison import Comparison
 
 
 def labels(comparison: Comparison) -> list[str]:

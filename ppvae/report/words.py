@@ -13,7 +13,7 @@ from ppvae.messages import few
 from ppvae.report import runs
 
 if TYPE_CHECKING:
-    from ppvae.compare import Comparison
+    from ppvae.comparison import Comparison
     from ppvae.criticism.checks import Criticism
     from ppvae.data import Data
 

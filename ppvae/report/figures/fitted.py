@@ -116,9 +116,9 @@ def _scatter_matrix(data: Data, drawn: np.ndarray, chosen: list[int]) -> Figure:
         span = _range(seen[:, j])
         ax.set_xlim(*span)
         if row == column:
-            edges = np.linspace(*span, 24).tolist()
-            ax.hist(seen[:, j], edges, density=True, color=style.DATA, alpha=0.6)
-            ax.hist(drawn[:, j], edges, density=True, histtype="step", color=style.MODEL, linewidth=1.3)
+            edges = np.linspace(*span, 24)
+            ax.stairs(_histogram(seen[:, j], edges), edges, fill=True, color=style.DATA, alpha=0.6)
+            ax.stairs(_histogram(drawn[:, j], edges), edges, color=style.MODEL, linewidth=1.3)
             ax.set_yticks([])
         else:
             ax.set_ylim(*_range(seen[:, i]))
@@ -147,6 +147,12 @@ def _hanging_together(data: Data, most: int) -> list[int]:
 
 def _points(ax: Axes, xy: np.ndarray, colour: str, marker: str, size: float = 14, pixels: bool = False) -> None:
     ax.scatter(xy[:, 0], xy[:, 1], s=size, c=colour, marker=marker, alpha=0.75, linewidths=0, rasterized=pixels)
+
+
+def _histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The density of the observed values in each bin; values beyond the bins count as seen."""
+    seen = values[~np.isnan(values)]
+    return np.histogram(seen, edges)[0] / (len(seen) * np.diff(edges))
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

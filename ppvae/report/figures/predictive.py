@@ -98,8 +98,9 @@ def _histograms(ax: Axes, criticism: Criticism, statistic: str, place: int, titl
     edges = _bins(np.concatenate([d[~np.isnan(d)] for d in draws.values()]))
     said = []
     for kind, values in draws.items():
-        ax.hist(values, edges, histtype="stepfilled", color=KINDS[kind][1], alpha=0.18)
-        ax.hist(values, edges, histtype="step", color=KINDS[kind][1], linewidth=1.2)
+        counts, _ = np.histogram(values[~np.isnan(values)], edges)
+        ax.stairs(counts, edges, fill=True, color=KINDS[kind][1], alpha=0.18)
+        ax.stairs(counts, edges, color=KINDS[kind][1], linewidth=1.2)
         p = rows.loc[rows["rows_kind"] == kind, "p_value"].iloc[place]
         said.append(f"{kind} p = {p:.2f}" if np.isfinite(p) else f"{kind} p undefined")
     ax.axvline(observed, color=style.INK, linewidth=1.6)
@@ -110,12 +111,12 @@ def _histograms(ax: Axes, criticism: Criticism, statistic: str, place: int, titl
     ax.set_xlabel(", ".join(said), color=style.MUTED, fontsize=7.5)
 
 
-def _bins(values: np.ndarray, count: int = 24) -> list[float]:
+def _bins(values: np.ndarray, count: int = 24) -> np.ndarray:
     """Equal bins from the least to the greatest value; about a lone value where replicates do not differ beyond rounding."""
     low, high = values.min(), values.max()
     size = max(abs(low), abs(high))
     margin = 0.05 * size or 1.0 if high - low <= 1e-9 * size else 0.0
-    return np.linspace(low - margin, high + margin, count + 1).tolist()
+    return np.linspace(low - margin, high + margin, count + 1)
 
 
 def _short(name: str, most: int = 27) -> str:

@@ -16,7 +16,7 @@ from ppvae.report import runs
 from ppvae.report.figures import style
 
 if TYPE_CHECKING:
-    from ppvae.compare import Comparison
+    from ppvae.comparison import Comparison
     from ppvae.inference.result import Fit
 
 FLOOR = 1e-6  # nats per row: two runs closer than this are drawn as equal
@@ -79,7 +79,8 @@ def gaps(comparison: Comparison) -> Figure:
     ax.axvline(0.0, color=style.MUTED, linewidth=0.8)
     ax.set_yticks(rows, names)
     ax.invert_yaxis()
-    ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
+    ax.locator_params(axis="x", nbins=5)
+    ax.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
     style.name_axes(ax, x="lost against the best log-likelihood (nats per row)")
     style.legend(figure, [Patch(color=colour, label=part) for part, colour in PARTS.items()])
     return figure

@@ -74,6 +74,8 @@ def legend(figure: Figure, handles: Sequence[object], columns: int = 4) -> None:
 def data_uri(figure: Figure, kind: str = "svg") -> str:
     """The figure as a `data:` address: `svg`, or `png` for figures that are all pixels. The same figure gives the same bytes."""
     buffer = io.BytesIO()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the panels have their places now: savefig would find them twice more
     with matplotlib.rc_context({"svg.hashsalt": "ppvae", "svg.fonttype": "path"}):
         figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
     mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
