@@ -19,13 +19,14 @@ from ppvae import guides
 from ppvae.data import Batch, Data
 from ppvae.inference.method import Method, Outcome, Task, floor_warning
 from ppvae.inference.objectives import Rows, objective, reweighed_rows
-from ppvae.program.capture import CaptureError, capture, compiled, tensors_of
+from ppvae.program.capture import CaptureError, capture, compiled, no_compiler, operations, tensors_of
 from ppvae.program.derive import exact_forms
 from ppvae.program.joint import is_row_site, sites_of
 from ppvae.scores import exact_log_marginal
 
 LOGGED = 100  # points of the history
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
+COMPILING_PAYS = 3_000_000  # tensor operations: at some 4 microseconds each, what compiling costs and saves are then about even
 FULL_BATCH = 512  # rows: smaller data sets are used whole at every step
 
 
@@ -40,7 +41,8 @@ class SVI(Method):
         latent dimension's KL that cost nothing. With beta < 1 or free_bits > 0 what is maximised bounds nothing, and the status says so;
         the ELBO in the history, held-out or of the fit, is always the true one.
     learning_rate: the peak (None: 0.03, or 0.003 where theta holds networks).
-    compile: "auto" captures the program where it can, and compiles the graph where that pays; True insists on both; False runs Pyro.
+    compile: "auto" captures the program where it can, and compiles the graph where the steps to come win that back; True insists on both;
+        False runs Pyro.
     holdout: a share of the rows kept out of training; SVI stops when their smoothed ELBO has not risen for `patience` logged points (a
         hundredth of the steps each), and keeps the parameters of the best one. 0: no early stop.
     """
@@ -191,9 +193,14 @@ class Step:
             if self.method.compile is True:
                 raise ValueError(f"compile=True, but the story or guide cannot be captured ({error}): use compile='auto'") from error
             return self._plain(batch), f"plain Pyro: the program could not be captured ({error})"
-        if self.method.compile is True:
-            return partial(self._captured, compiled(graph)), "captured and compiled"
-        return partial(self._captured, graph), "captured"
+        if self.method.compile == "auto" and self.method.steps * operations(graph) < COMPILING_PAYS:
+            return partial(self._captured, graph), "captured; too few steps to win back a compilation"
+        missing = no_compiler()
+        if missing and self.method.compile is True:
+            raise ValueError(f"compile=True needs a C++ compiler ({missing}): install one, or use compile='auto'")
+        if missing:
+            return partial(self._captured, graph), f"captured, not compiled: no C++ compiler ({missing})"
+        return partial(self._captured, compiled(graph)), "captured and compiled"
 
     def loss(self, batch: Batch, weight: Tensor) -> Tensor:
         """The objective as a tensor program, nats per row; `weight` () is the KL's."""

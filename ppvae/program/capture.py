@@ -53,7 +53,34 @@ def capture(module: nn.Module, loss: Loss, batch: Batch, weight: Tensor) -> Grap
             graph = make_fx(loss_and_gradients)(parameters, tensors_of(batch), weight)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise CaptureError(str(error).strip().splitlines()[0]) from error
+    return without_detours(graph)
+
+
+def without_detours(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The graph without operations that change nothing when no gradient is recorded."""
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
     return graph
+
+
+def operations(graph: torch.fx.GraphModule) -> int:
+    """How many tensor operations one call of the graph dispatches."""
+    return sum(node.op == "call_function" for node in graph.graph.nodes)
+
+
+def no_compiler() -> str | None:
+    """Why torch.compile cannot generate code for the CPU here, None if it can."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds to import: only where something will be compiled
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError) as error:
+        return str(error).strip().splitlines()[0]
+    return None
 
 
 def compiled(graph: Callable) -> Callable:
