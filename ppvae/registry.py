@@ -185,13 +185,13 @@ def _entries(package: str, base: str) -> dict[str, Entry]:
     ancestries = {name: line(name) for name in classes if not name.startswith("_") and line(name)}
     files = [classes[name][0] for name in ancestries]
     found = {}
-    for name, ancestry in sorted(ancestries.items()):
+    for name, ancestry in ancestries.items():
         stem, tree, node = classes[name]
         about = tree if files.count(stem) == 1 else node  # a file with one story opens with it
         summary = (ast.get_docstring(about) or "").partition("\n")[0].rstrip(".")
         spelled = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
         found[spelled] = Entry(f"{package}.{stem}", name, summary, _options(ancestry))
-    return found
+    return dict(sorted(found.items()))
 
 
 def _options(ancestry: list[ast.ClassDef]) -> str:

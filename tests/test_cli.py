@@ -169,7 +169,8 @@ def test_columns_and_rescale_reach_the_fit(run):
 def test_the_lists(run):
     listed = json.loads(run("models --json").out)["models"]
     assert {"gmm", "ppca", "vae"} <= {row["model"] for row in listed}
-    assert all(row["description"] and row["options"] for row in listed)
+    assert all(row["description"] for row in listed)
+    assert "n_components=2" in next(row["options"] for row in listed if row["model"] == "gmm")
     listed = json.loads(run("datasets --json").out)["datasets"]
     assert {"data set": "airquality", "rows": 153, "features": 4, "missing": 44}.items() <= listed[1].items()
     for words in ("models", "datasets"):
