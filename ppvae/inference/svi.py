@@ -200,7 +200,7 @@ class Step:
             raise ValueError(f"compile=True needs a C++ compiler ({missing}): install one, or use compile='auto'")
         if missing:
             return partial(self._captured, graph), f"captured, not compiled: no C++ compiler ({missing})"
-        return partial(self._captured, compiled(graph)), "captured and compiled"
+        return partial(self._captured, compiled(graph, self.parameters, tensors_of(batch), self.kl_weight)), "captured and compiled"
 
     def loss(self, batch: Batch, weight: Tensor) -> Tensor:
         """The objective as a tensor program, nats per row; `weight` () is the KL's."""

@@ -6,6 +6,7 @@ compiled by `torch.compile`.
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -83,10 +84,14 @@ def no_compiler() -> str | None:
     return None
 
 
-def compiled(graph: Callable) -> Callable:
-    """The graph through torch.compile; the first call compiles, and raises where no C++ compiler is at hand."""
+def compiled(graph: Graph, *example: object) -> Graph:
+    """The graph through torch.compile, compiled now by one call on `example`; no random state is spent."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-    return torch.compile(graph, dynamic=False)
+    fast = torch.compile(graph, dynamic=False)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        warnings.simplefilter("ignore")  # the compiler's own deprecations
+        fast(*example)
+    return fast
 
 
 class _Frame(nn.Module):
