@@ -41,13 +41,20 @@ class Comparison:
     fits: list[Fit]
     _scores: list[tuple[Scores, Scores, Scores, Scores | None]] = field(repr=False)
 
+    @property
+    def labels(self) -> list[str]:
+        """What each fit's method is called in the tables: its name, or its settings where several settings of it are compared."""
+        settings = {fit.method for fit in self.fits}
+        shared = {m.name for m in settings if sum(m.name == other.name for other in settings) > 1}
+        return [fit.method.describe() if fit.method.name in shared else fit.method.name for fit in self.fits]
+
     @cached_property
     def table(self) -> pd.DataFrame:
         """method, seed, status, log_likelihood, elbo, gap_to_best, kl, steps, seconds; standard errors beside what was estimated."""
         rows = []
-        top = max(float(evidence.mean()) for evidence, *_ in self._scores)
-        for fit, (evidence, bound, divergence, held) in zip(self.fits, self._scores, strict=True):
-            row = {"method": fit.method.name, "seed": fit.seed, "status": fit.status, "log_likelihood": float(evidence.mean())}
+        top = np.nanmax([evidence.mean() for evidence, *_ in self._scores])
+        for fit, label, (evidence, bound, divergence, held) in zip(self.fits, self.labels, self._scores, strict=True):
+            row = {"method": label, "seed": fit.seed, "status": fit.status, "log_likelihood": float(evidence.mean())}
             if not evidence.exact:
                 row["log_likelihood_se"] = evidence.mean_standard_error
             row |= {"elbo": float(bound.mean()), "gap_to_best": top - float(evidence.mean()), "kl": float(divergence.mean())}
@@ -69,7 +76,7 @@ class Comparison:
     @property
     def best(self) -> Fit:
         """The fit of highest log-likelihood."""
-        return self.fits[int(np.argmax([evidence.mean() for evidence, *_ in self._scores]))]
+        return self.fits[int(np.nanargmax([evidence.mean() for evidence, *_ in self._scores]))]
 
     @cached_property
     def gaps(self) -> pd.DataFrame:
@@ -77,10 +84,10 @@ class Comparison:
         exact = [float(evidence.mean()) for evidence, *_ in self._scores if evidence.exact]
         top = max(exact) if exact else None
         rows = []
-        for fit, (evidence, bound, *_) in zip(self.fits, self._scores, strict=True):
+        for fit, label, (evidence, bound, *_) in zip(self.fits, self.labels, self._scores, strict=True):
             found = gaps(fit, self.data, top, evidence, bound)
             parts = {n: getattr(found, n) for p in ("parameters", "approximation", "amortization") for n in (p, f"{p}_se")}
-            rows.append({"method": fit.method.name, "seed": fit.seed, **parts, "total": found.total})
+            rows.append({"method": label, "seed": fit.seed, **parts, "total": found.total})
         return pd.DataFrame(rows)
 
     @cached_property
@@ -94,14 +101,14 @@ class Comparison:
         reference = {n: v.detach() for n, v in self.model.identifiable(best.theta).items()}
         at = self.fits.index(best)
         rows = []
-        for fit, (evidence, *_) in zip(self.fits, self._scores, strict=True):
+        for fit, label, (evidence, *_) in zip(self.fits, self.labels, self._scores, strict=True):
             found = aligned(self.model, self.model.identifiable(fit.theta), reference)
             for name, value in found.items():
                 size = float(reference[name].square().mean().sqrt())
                 gap = float((value - reference[name]).square().mean().sqrt())
-                rows.append({"method": fit.method.name, "seed": fit.seed, "quantity": name, "distance": gap / size if size else gap})
+                rows.append({"method": label, "seed": fit.seed, "quantity": name, "distance": gap / size if size else gap})
             apart = np.asarray(evidence) - np.asarray(self._scores[at][0])
-            rows.append({"method": fit.method.name, "seed": fit.seed, "quantity": "log_density", "distance": float(np.sqrt((apart**2).mean()))})
+            rows.append({"method": label, "seed": fit.seed, "quantity": "log_density", "distance": float(np.sqrt((apart**2).mean()))})
         return pd.DataFrame(rows)
 
     def plot(self) -> "Figure":
