@@ -224,7 +224,7 @@ def one_objective(bench: Bench) -> tuple[float, float]:
             guide = bench.guide()
             task = Task(bench.model, bench.data, copy.deepcopy(bench.theta), None, bench.seed)
             with seeded(bench.seed):
-                step = Step(SVI(objective=name, particles=particles, compile=compile), task, guide, rows)
+                step = Step(SVI(steps=1, objective=name, particles=particles, compile=compile), task, guide, rows)
                 if compile == "auto" and not step.engine.startswith("captured"):
                     raise NotApplicable(step.engine)
                 for _ in range(2):  # the second run counts: a graph may have frozen what changes from call to call
