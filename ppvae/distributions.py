@@ -33,6 +33,10 @@ class MaskedNormal(TorchDistribution):
     def _mask(self, residual: Tensor) -> Tensor:
         return residual if self.observed is None else torch.where(self.observed, residual, 0.0)
 
+    def _full(self, scores: Tensor) -> Tensor:
+        """Scores in the shape of the batch, also where a plate of draws has expanded it: an ELBO sums what it finds there."""
+        return scores.expand(torch.broadcast_shapes(scores.shape, self.batch_shape))
+
     def conditional(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """E[x | x_observed] (..., D) and Cov[x | x_observed] (..., D, D): observed entries as they are, with no variance."""
         covariance = self.covariance_matrix
@@ -95,7 +99,7 @@ class MaskedMultivariateNormal(MaskedNormal):
             covariance, seen = masked_covariance(self.covariance, self.observed), self.observed.sum(-1).to(residual)
         tril = torch.linalg.cholesky(covariance)
         logdet = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * (_whitened(tril, residual).square().sum(-1) + logdet + seen * LOG_2PI)
+        return self._full(-0.5 * (_whitened(tril, residual).square().sum(-1) + logdet + seen * LOG_2PI))
 
 
 class MaskedLowRankNormal(MaskedNormal):
@@ -148,7 +152,7 @@ class MaskedLowRankNormal(MaskedNormal):
         left = (residual - (self.factor @ z).squeeze(-1)) * seen
         quadratic = (left.square() / self.diagonal).sum(-1) + z.square().sum((-2, -1))
         logdet = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (seen * self.diagonal.log()).sum(-1)
-        return -0.5 * (quadratic + logdet + seen.sum(-1) * LOG_2PI)
+        return self._full(-0.5 * (quadratic + logdet + seen.sum(-1) * LOG_2PI))
 
 
 def _whitened(tril: Tensor, residual: Tensor) -> Tensor:

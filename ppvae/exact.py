@@ -43,6 +43,11 @@ class Posterior:
         empty = log_weights.new_zeros(rows, parts, 0)
         return cls(log_weights, empty, log_weights.new_zeros(1, parts, 0, 0), component=component)
 
+    @classmethod
+    def nothing(cls, x: Tensor) -> "Posterior":
+        """For a story without latents: rows (N, D) about whose latents there is nothing to say (K = 1, L = 0)."""
+        return cls(x.new_zeros(len(x), 1), x.new_zeros(len(x), 1, 0), x.new_zeros(1, 1, 0, 0))
+
     @property
     def mean(self) -> Tensor:
         """(N, L): E[z | x]."""

@@ -97,8 +97,8 @@ def elbo_rows(program: Program, guide: Program, batch: Batch, draws: int | None 
     q, p, guided = paired_traces(program, guide, batch, draws)
     keep = 1 if draws is None else 2
     log_p, log_q = total(p, batch), total(q, batch)
-    if not guided:
-        return sum_out(log_p, keep) - log_q
+    if not guided:  # a story without latents is the same in every draw
+        return (sum_out(log_p, keep) - log_q).expand((batch.size,) if draws is None else (draws, batch.size))
     # Dims: (story-enumerated..., guide-enumerated..., [S], B). Sum the story's, then average over the guide's.
     log_p = sum_out(log_p, keep + guided)
     weights = sum(per_row(s, batch) for s in random_sites(q).values() if s["infer"].get("_enumerate_dim") is not None)

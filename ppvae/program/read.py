@@ -18,7 +18,7 @@ def read_guide(guide: nn.Module, batch: Batch) -> Posterior | None:
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         sites = random_sites(poutine.trace(guide).get_trace(batch))
     if not sites:
-        return Posterior(batch.x.new_zeros(batch.size, 1), batch.x.new_zeros(batch.size, 1, 0), batch.x.new_zeros(1, 1, 0, 0))
+        return Posterior.nothing(batch.x)
     if len(sites) > 1:
         return None
     ((name, site),) = sites.items()
