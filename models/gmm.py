@@ -19,7 +19,7 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedMultivariateNormal
 from ppvae.exact import Exact, Posterior, Statistics
-from ppvae.gaussian import LOG_2PI, conditional_matrices, log_density, whitened
+from ppvae.gaussian import LOG_2PI, component_densities, expected_moments
 from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
@@ -54,22 +54,7 @@ class GMMExact(Exact):
                 seen = batch.observed.unsqueeze(1)
                 terms, residual = torch.where(seen, terms, 0.0), torch.where(seen, residual, 0.0)
             return -0.5 * terms.sum(-1), residual, None
-        covariances = covariances.expand(components, features, features)
-        if batch.complete:
-            tril = torch.linalg.cholesky(covariances)
-            return log_density(whitened(batch.x, means, tril), tril), batch.x.unsqueeze(1) - means, None
-        patterns = batch.patterns
-        root, regression, conditional, logdet = conditional_matrices(covariances, patterns.unique)
-        centre = means.mean(0)
-        rows = torch.where(batch.observed, batch.x - centre, 0.0)
-        offsets = (means - centre) * patterns.unique.unsqueeze(1)  # (P, K, D)
-        both = torch.cat([root, regression], -2)  # (P, K, 2D, D)
-        shift = torch.einsum("pkde,pke->pkd", both, offsets)
-        products = patterns.apply(both.flatten(1, 2).mT, rows).unflatten(-1, (components, 2 * features)) - shift[patterns.of_row]
-        white, residual = products.split(features, -1)
-        seen = patterns.unique.sum(-1, keepdim=True).to(rows)
-        constants = (-0.5 * (logdet + seen * LOG_2PI))[patterns.of_row]
-        return constants - 0.5 * white.square().sum(-1), residual, conditional
+        return component_densities(batch, means, covariances.expand(components, features, features))
 
     def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
         """Responsibility-weighted moments of x_n - m_k: "rows" (K,), "count" (K, D) for diagonal covariances, "sum" (K, D), "scatter"."""
@@ -78,14 +63,11 @@ class GMMExact(Exact):
         log_marginal = joint.logsumexp(-1, keepdim=True)
         r = (joint - log_marginal).exp()
         found = {"log_likelihood": log_marginal.sum(), "rows": r.sum(0)}
-        weighted = r.unsqueeze(-1) * residual
-        if not self.model.matrices:
-            count = r.mT @ batch.observed.to(r.dtype)
-            return found | {"count": count, "sum": weighted.sum(0), "scatter": (weighted * residual).sum(0)}
-        scatter = torch.einsum("nkd,nke->kde", weighted, residual)
-        if conditional is not None:
-            scatter = scatter + torch.einsum("pk,pkde->kde", batch.patterns.sum_rows(r), conditional)
-        return found | {"sum": weighted.sum(0), "scatter": scatter}
+        if self.model.matrices:
+            total, scatter = expected_moments(batch, r, residual, conditional)
+            return found | {"sum": total, "scatter": scatter}
+        weighted, count = r.unsqueeze(-1) * residual, r.mT @ batch.observed.to(r.dtype)
+        return found | {"count": count, "sum": weighted.sum(0), "scatter": (weighted * residual).sum(0)}
 
     def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
         rows, scatter = statistics["rows"], statistics["scatter"]

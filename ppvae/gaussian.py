@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from ppvae.data import Batch
+
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -132,3 +134,39 @@ def conditional_matrices(covariances: Tensor, observed: Tensor) -> tuple[Tensor,
     conditional = covariances - half.mT @ half
     hidden = (1 - mask).unsqueeze(-1) * (1 - mask).unsqueeze(-2)
     return root, regression, conditional * hidden, logdet
+
+
+def component_densities(batch: Batch, means: Tensor, covariances: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What Gaussians N(m_k, C_k) say of each row's observed entries: means (K, D), covariances (K, D, D).
+
+    Returns log N(x_o; m_k, C_k) (B, K); E[x | x_o, k] - m_k (B, K, D); and Cov[x | x_o, k] for each pattern of missing entries
+    (P, K, D, D), None where none are missing. Work on a pattern is done once for all of its rows.
+    """
+    components, features = means.shape
+    if batch.complete:
+        tril = torch.linalg.cholesky(covariances)
+        return log_density(whitened(batch.x, means, tril), tril), batch.x.unsqueeze(1) - means, None
+    patterns = batch.patterns
+    root, regression, conditional, logdet = conditional_matrices(covariances, patterns.unique)
+    centre = means.mean(0)
+    rows = torch.where(batch.observed, batch.x - centre, 0.0)
+    offsets = (means - centre) * patterns.unique.unsqueeze(1)  # (P, K, D)
+    both = torch.cat([root, regression], -2)  # (P, K, 2D, D)
+    shift = torch.einsum("pkde,pke->pkd", both, offsets)
+    products = patterns.apply(both.flatten(1, 2).mT, rows).unflatten(-1, (components, 2 * features)) - shift[patterns.of_row]
+    white, residual = products.split(features, -1)
+    seen = patterns.unique.sum(-1, keepdim=True).to(rows)
+    constants = (-0.5 * (logdet + seen * LOG_2PI))[patterns.of_row]
+    return constants - 0.5 * white.square().sum(-1), residual, conditional
+
+
+def expected_moments(batch: Batch, weights: Tensor, residual: Tensor, conditional: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums over rows of w_nk E[d | x_o, k] (K, D) and w_nk E[d d^T | x_o, k] (K, D, D), where d = x - m_k.
+
+    weights: (B, K).  residual, conditional: as `component_densities` gives them.
+    """
+    weighted = weights.unsqueeze(-1) * residual
+    scatter = torch.einsum("nkd,nke->kde", weighted, residual)
+    if conditional is not None:
+        scatter = scatter + torch.einsum("pk,pkde->kde", batch.patterns.sum_rows(weights), conditional)
+    return weighted.sum(0), scatter
