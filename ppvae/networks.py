@@ -53,7 +53,7 @@ def check_images(image_shape: tuple[int, int] | None, channels: tuple[int, ...])
     if not channels:
         raise ValueError("a convolutional network needs at least one layer: give hidden the channels of each, as in hidden=(32, 16)")
     if image_shape is None:
-        raise ValueError("a convolutional network needs images, and these rows are none: give Data an array (N, H, W), or use network='dense'")
+        raise ValueError("a convolutional network needs images: give Data an array (N, H, W), or use network='dense'")
     times = 2 ** len(channels)
     if any(side % times for side in image_shape):
         raise ValueError(

@@ -76,7 +76,9 @@ def sampled_evidence(program: Program, guide: nn.Module, data: Data, draws: int 
     share = (weights - peak).exp()  # self-normalised weights
     spread = (draws * share.square().sum(0) - 1).clamp(min=0).sqrt() / sqrt(draws)
     improper = without_prior(program, data.batch(torch.arange(1, device=data.device)))
-    how = f"log p(x | {improper[0]}) at the guide's {improper[0]}: no prior, no evidence" if improper else f"importance sampling, {draws} draws a row"
+    how = f"importance sampling, {draws} draws a row"
+    if improper:
+        how = f"log p(x | {improper[0]}) at the guide's {improper[0]}: no prior, no evidence"
     return Scores(peak - np.log(draws), spread, how)
 
 

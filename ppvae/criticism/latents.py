@@ -91,7 +91,8 @@ def examine(fit: "Fit", data: object, seed: int = 0) -> Latents:
         loc, tril = codes.loc[:, 0], codes.scale_tril[:, 0].expand(few.n_rows, -1, -1)
         variance = tril.square().sum(-1)
         kl = 0.5 * (variance + loc.square() - 1 - variance.log())
-        whole, spread = 0.5 * (variance + loc.square() - 1).sum(-1) - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1), loc.var(0, correction=0)
+        whole = 0.5 * (variance + loc.square() - 1).sum(-1) - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        spread = loc.var(0, correction=0)
         information = _information(loc, tril)
     mean, covariance = loc.mean(0), torch.cov(loc.mT, correction=0).reshape(len(loc.mT), -1) + (tril @ tril.mT).mean(0)
     table = pd.DataFrame(
@@ -123,12 +124,14 @@ def _in_prior_units(fit: "Fit", data: Data) -> Posterior:
     sites = latent_sites(fit.model, fit.theta, data.batch())
     codes = fit.posterior(data) if len(sites) == 1 else None
     if codes is None or codes.latent is None or codes.component is not None:
-        raise ValueError(f"{fit.model.name}: the latents of a story with one continuous site a row can be examined, this one has {len(sites)} sites")
+        raise ValueError(f"{fit.model.name}: latents can be examined where the story has one site, continuous, a row; it has {len(sites)}")
     prior = sites[codes.latent]["fn"]
     while not isinstance(prior, dist.Normal) and hasattr(prior, "base_dist"):
         prior = prior.base_dist
     if not isinstance(prior, dist.Normal):
-        raise ValueError(f"{fit.model.name}: the prior over {codes.latent!r} is no independent normal, so there are no units to measure codes in")
+        raise ValueError(
+            f"{fit.model.name}: latents can be examined where their prior is an independent normal; {codes.latent!r} has another"
+        )
     mean, scale = (t.expand(data.n_rows, -1).detach() for t in (prior.mean, prior.stddev))
     return Posterior.gaussian((codes.loc[:, 0] - mean) / scale, codes.scale_tril[:, 0] / scale.unsqueeze(-1), codes.latent)
 

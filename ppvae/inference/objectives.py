@@ -14,14 +14,23 @@ from dataclasses import dataclass
 from math import log
 
 import pyro.infer as infer
-import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppvae.data import Batch
 from ppvae.messages import unknown
-from ppvae.program.joint import Program, elbo_rows, is_row_site, log_joint, log_weights, paired_traces, random_sites, sum_out, total, unenumerated
+from ppvae.program.joint import (
+    Program,
+    elbo_rows,
+    is_row_site,
+    log_joint,
+    log_weights,
+    paired_traces,
+    random_sites,
+    sum_out,
+    total,
+    unenumerated,
+)
 
 Rows = Callable[[Program, Program, Batch, int | None], Tensor]
 
@@ -111,7 +120,9 @@ def reweighed_rows(
         bound = bound + drawn.sum(-1) - by_group.sum(-1)
         groups = by_group.shape[-1]
         mean = by_group.reshape(-1, groups).mean(0)
-        change = change + mean.sum() - weight * mean.clamp(min=free_bits * site["fn"].event_shape.numel() / groups).sum()
+        # A KL estimated by draws may be negative, so without free bits there is no floor, not even 0.
+        counted = mean.clamp(min=free_bits * site["fn"].event_shape.numel() / groups) if free_bits else mean
+        change = change + mean.sum() - weight * counted.sum()
     return bound + change - change.detach()
 
 
@@ -124,9 +135,9 @@ def importance_rows(program: Program, guide: Program, batch: Batch, draws: int |
 def doubly_reparametrised_rows(program: Program, guide: Program, batch: Batch, draws: int | None = None) -> Tensor:
     """`importance_rows` in value, with the doubly reparametrised gradient for the guide.
 
-    With v_k = w_k / sum w held fixed, theta's gradient is that of sum_k v_k log p(x, z_k), and the guide's comes through the draws alone, as
-    that of sum_k v_k^2 log w(z_k): its signal-to-noise ratio grows with K, where that of "iwae" falls. What a function says through its draws
-    alone is what it says less what it says at the same draws held fixed, so the story and the guide are evaluated twice.
+    With v_k = w_k / sum w held fixed, theta's gradient is that of sum_k v_k log p(x, z_k), and the guide's comes through the draws alone,
+    as that of sum_k v_k^2 log w(z_k): its signal-to-noise ratio grows with K, where that of "iwae" falls. What a function says through
+    its draws alone is what it says less what it says at the same draws held fixed, so the story and the guide are evaluated twice.
     """
     k = draws or 1
     q, p, _ = paired_traces(program, unenumerated(guide), batch, k)

@@ -69,7 +69,7 @@ class Fit:
         return next(self.theta.parameters()).device
 
     def take(self, data: object) -> Data:
-        """`data` as this fit can read it. Raises ValueError for another number of features, and for a context missing or of another width."""
+        """`data` as this fit can read it. Raises ValueError for another number of features, or of columns in the context."""
         data = as_data(data)
         expected = len(self.trained_on.columns)
         if data.n_features != expected:
@@ -77,7 +77,7 @@ class Fit:
         width = self.trained_on.n_context
         if width is not None and (data.context is None or data.context.shape[1] != width):
             found = "none" if data.context is None else f"one of {data.context.shape[1]}"
-            raise ValueError(f"the fit was made with a context of {width} columns, the data have {found}: give Data(x, context=...) the same columns")
+            raise ValueError(f"the fit was made with a context of {width} columns, the data have {found}: give Data(x, context=...) the same")
         return data.to(self.dtype, self.device)
 
     def log_likelihood(self, data: object, draws: int = 1000, seed: int = 0) -> Scores:

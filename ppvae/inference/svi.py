@@ -60,8 +60,9 @@ class SVI(Method):
     patience: int = 10
 
     def __post_init__(self) -> None:
-        if self.reweighed and objective(self.objective).analytic is None:
-            raise ValueError(f"objective={self.objective!r} has no KL for beta, kl_warmup or free_bits to weigh: use 'elbo' or 'analytic_kl'")
+        chosen = objective(self.objective)
+        if self.reweighed and chosen.analytic is None:
+            raise ValueError(f"objective={self.objective!r} has no KL for beta, kl_warmup and free_bits: use 'elbo' or 'analytic_kl'")
         if not self.beta >= 0 or not self.free_bits >= 0:
             raise ValueError(f"SVI needs beta and free_bits >= 0, not {self.beta} and {self.free_bits}")
         if not 0 <= self.kl_warmup <= 1:
@@ -161,7 +162,8 @@ class Step:
             site["infer"].get("enumerate") == "parallel" for p in (self.program, guide) for site in sites_of(p, batch).values()
         )
         self.objective = objective(method.objective)
-        self.stuck = next((n for n, s in sites_of(guide, batch).items() if not s["fn"].has_rsample and not s["infer"].get("enumerate")), None)
+        drawn = {n: s for n, s in sites_of(guide, batch).items() if not s["infer"].get("enumerate")}
+        self.stuck = next((name for name, site in drawn.items() if not site["fn"].has_rsample), None)
         self.kl_weight = torch.tensor(method.kl_weight(0), dtype=batch.x.dtype, device=batch.x.device)
         self._refuse(task, batch)
         self.run, self.engine = self._choose(batch)
@@ -175,7 +177,7 @@ class Step:
                 f"kl_warmup or free_bits: leave out {'those' if self.objective.sums_out else f'objective={name!r}'}"
             )
         if self.objective.analytic is None and not all(is_row_site(site) for site in sites.values()):
-            raise ValueError(f"{task.model.name}: objective={name!r} takes a row's latents alone, but some lie outside batch.rows: use 'elbo'")
+            raise ValueError(f"{task.model.name}: objective={name!r} weighs each row's latents, but some lie outside batch.rows: use 'elbo'")
         if self.stuck and (self.objective.analytic is None or self.method.reweighed):
             raise ValueError(
                 f"{task.model.name}: the guide's site {self.stuck!r} has no reparametrised gradient, which objective={name!r} with these "
@@ -186,7 +188,8 @@ class Step:
         if self.method.compile is False:
             return self._plain(batch), "plain Pyro, as asked"
         if self.stuck:
-            return self._plain(batch), f"plain Pyro: site {self.stuck!r} has no reparametrised gradient, so Pyro's score-function estimator is used"
+            reason = f"site {self.stuck!r} has no reparametrised gradient, so Pyro's score-function estimator is used"
+            return self._plain(batch), f"plain Pyro: {reason}"
         try:
             graph = capture(self.module, self.loss, batch, self.kl_weight)
         except CaptureError as error:
