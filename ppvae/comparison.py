@@ -33,12 +33,14 @@ class Comparison:
     """What `compare` found. All scores are in nats per row, higher is better.
 
     model; data: the training rows; held_out: the rows kept back, or None; fits: one for each method and seed.
+    hidden: the training rows with the entries back that `holdout_entries` hid, or None.
     """
 
     model: Model
     data: Data
     held_out: Data | None
     fits: list[Fit]
+    hidden: Data | None
     _scores: list[tuple[Scores, Scores, Scores, Scores | None]] = field(repr=False)
 
     @property
@@ -62,6 +64,8 @@ class Comparison:
                 row["kl_se"] = divergence.mean_standard_error
             if held is not None:
                 row["heldout_log_likelihood"] = float(held.mean())
+            if self.hidden is not None:
+                row |= hidden_scores(fit, self.data, self.hidden, evidence)
             rows.append(row | {"steps": fit.steps, "seconds": fit.seconds})
         return pd.DataFrame(rows)
 
@@ -124,6 +128,18 @@ class Comparison:
         return page.write(self, path)
 
 
+def hidden_scores(fit: Fit, train: Data, whole: Data, evidence: Scores) -> dict[str, float]:
+    """How well hidden entries are predicted from the observed entries of their rows, one number an entry.
+
+    log p(x_hidden | x_observed) in nats, which is log p(x_hidden, x_observed) - log p(x_observed); and the root mean square error of the
+    imputed entries, in standard deviations of their columns.
+    """
+    hidden = whole.observed & ~train.observed
+    gained = np.asarray(fit.log_likelihood(whole)).sum() - np.asarray(evidence).sum()
+    error = ((torch.as_tensor(fit.impute(train)).to(whole.x) - whole.x) / train.scale)[hidden]
+    return {"hidden_log_likelihood": float(gained) / int(hidden.sum()), "hidden_rmse": float(error.square().mean().sqrt())}
+
+
 def aligned(model: Model, values: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`values` with their exchangeable components in the order that matches `reference` best (Hungarian assignment)."""
     values = {name: v.detach() for name, v in values.items()}
@@ -148,6 +164,7 @@ def compare(
     *,
     seeds: int = 1,
     holdout: float = 0.0,
+    holdout_entries: float = 0.0,
     init: dict[str, object] | None = None,
     guide: guides.Guide | None = None,
     dtype: torch.dtype | None = None,
@@ -158,6 +175,7 @@ def compare(
 
     methods: config objects, or words as on the command line ("em, svi(steps=500)"); None: all that the model allows of ClosedForm, EM and
     SVI.  seeds: starts 0 to seeds - 1, each shared by all methods.  holdout: a share of the rows kept out of training and scored.
+    holdout_entries: a share of the training rows' entries hidden from the fits and scored (nats and rms error for each hidden entry).
     The rest as in `ppvae.fit`.
 
     Raises ValueError as `ppvae.fit` does, and for a method that the model does not allow.
@@ -173,9 +191,11 @@ def compare(
     model.check(data)
     train, held = (data, None) if holdout == 0 else data.split(holdout)
     train = prepare(model, train, device)
+    hidden, train = (None, train) if holdout_entries == 0 else (train, train.with_holes(holdout_entries))
     starts = {seed: start(model, train, seed, init) for seed in range(seeds)}
     train = train.to(dtype or precision(starts[0]))
     held = None if held is None else held.to(train.dtype, train.device)
+    hidden = None if hidden is None else hidden.to(train.dtype)
     chosen = _methods(model, train, methods)
     plan = list(product(range(seeds), chosen))
     fits, scores = [], []
@@ -184,7 +204,7 @@ def compare(
         fits.append(fit)
         evidence, bound = fit.log_likelihood(train), fit.elbo(train)
         scores.append((evidence, bound, fit.kl(train), None if held is None else fit.log_likelihood(held)))
-    return Comparison(model, train, held, fits, scores)
+    return Comparison(model, train, held, fits, hidden, scores)
 
 
 def _methods(model: Model, data: Data, methods: str | Sequence[Method] | None) -> list[Method]:

@@ -165,6 +165,16 @@ class Data:
         observed = self.observed & ~hidden
         return self._like(torch.where(observed, self.x, 0.0), observed, self.context, self.labels, self.index)
 
+    def with_holes(self, share: float, seed: int = 0) -> "Data":
+        """The same rows with a random `share` of the observed entries missing, no column wholly. Raises ValueError for a useless share."""
+        if not 0 < share < 1:
+            raise ValueError(f"the share of entries to hide lies between 0 and 1, not {share}")
+        drawn = torch.rand(self.observed.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        hidden = (drawn < share) & self.observed
+        if not hidden.any() or not (self.observed & ~hidden).any(0).all():
+            raise ValueError(f"hiding {share:g} of the entries hides nothing, or all of a column: choose another share")
+        return self.hiding(hidden)
+
     def split(self, share: float, seed: int = 0) -> tuple["Data", "Data"]:
         """(training rows, held-out rows), a random `share` of the rows held out."""
         if not 0 < share < 1:

@@ -195,14 +195,11 @@ def coverage(fit: "Fit", data: Data, share: float = 0.1, draws: int = 200, level
     Each hidden entry's interval is the central one of its `draws` imputations under the fit's parameters (which have seen the entry: the
     report is about the spread of the imputations, not about theta). Columns: level, covered, standard_error, entries.
 
-    Raises ValueError for a share that hides nothing or everything.
+    Raises ValueError for a share that hides nothing or a whole column.
     """
     data = fit.take(data)
-    with seeded(seed) as generator:
-        hide = (torch.rand(data.observed.shape, generator=generator) < share).to(data.device) & data.observed
-    if not hide.any() or bool((hide == data.observed).all()):
-        raise ValueError(f"share={share:g} hides {'nothing' if not hide.any() else 'everything'}: choose another share")
-    holes = data.hiding(hide)
+    holes = data.with_holes(share, seed)
+    hide = data.observed & ~holes.observed
     with seeded(seed, data.device):
         drawn = proper_draws(fit, holes, draws)[:, hide]
     truth = data.x[hide]

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import ppvae
+from ppvae.criticism import missingness
 from ppvae.report import runs, words
 from ppvae.report.blocks import Block, Code, Section, Table, Text, picture
 from ppvae.report.figures import holes
@@ -36,6 +37,12 @@ def _data(data: Data) -> Iterator[Block]:
             "Share missing in each feature, above the patterns of missing features",
             "Above: the share of each feature that is missing. Below: which are missing together (dark), the most common pattern first.",
             holes.missingness(data),
+        )
+        warning = missingness.warning(data)
+        yield Text(
+            f"Note: {warning}."
+            if warning
+            else "The fit assumes that entries are missing at random: whether one is missing may depend on what was observed, not on its own value."
         )
     if data.image_shape is not None:
         height, width = data.image_shape

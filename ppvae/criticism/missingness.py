@@ -1,0 +1,56 @@
+"""Whether missing entries depend on what was observed: the assumption behind every likelihood of observed entries, made visible."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ppvae.data import Data
+
+CLEAR = 0.5  # standard deviations: Cohen's medium difference
+LEVEL = 0.01  # of the whole table of tests, Bonferroni
+
+
+def dependence(data: Data) -> pd.DataFrame:
+    """For each column with holes and each other column: does the other's mean differ where the first is missing?
+
+    Columns: missing (the column with holes), given (the other), difference (standard deviations), p_value (Welch's t test), plain (a
+    difference of half a standard deviation or more that chance does not explain). Missing at random allows a dependence on observed
+    values, and then rows with holes may not be dropped; what no table can show is a dependence on the missing values themselves.
+
+    >>> import ppvae
+    >>> found = dependence(ppvae.load_data("airquality"))
+    >>> list(found.columns)
+    ['missing', 'given', 'difference', 'p_value', 'plain']
+    """
+    x, seen = data.numpy().astype(float), data.observed.cpu().numpy()
+    scale = data.scale.cpu().numpy()
+    rows = []
+    for i in np.flatnonzero(~seen.all(0)):
+        for j in range(data.n_features):
+            without, beside = x[~seen[:, i] & seen[:, j], j], x[seen[:, i] & seen[:, j], j]
+            if i == j or min(len(without), len(beside)) < 3 or np.ptp(np.concatenate([without, beside])) == 0:
+                continue
+            difference = (without.mean() - beside.mean()) / scale[j]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                p = stats.ttest_ind(without, beside, equal_var=False).pvalue
+            rows.append({"missing": data.columns[i], "given": data.columns[j], "difference": float(difference), "p_value": float(p)})
+    table = pd.DataFrame(rows, columns=["missing", "given", "difference", "p_value"])
+    table["plain"] = (table.difference.abs() >= CLEAR) & (table.p_value * len(table) < LEVEL)
+    return table
+
+
+def warning(data: Data) -> str | None:
+    """A sentence where missingness plainly depends on observed values, else None."""
+    if data.complete:
+        return None
+    found = dependence(data)
+    plain = found[found.plain].sort_values("p_value")
+    if plain.empty:
+        return None
+    worst = plain.iloc[0]
+    side = "higher" if worst.difference > 0 else "lower"
+    more = f", and {len(plain) - 1} more such pairs" if len(plain) > 1 else ""
+    return (
+        f"whether {worst.missing} is missing depends on what was observed ({worst.given} is {abs(worst.difference):.1f} sd {side} there{more}): "
+        "the fit assumes entries missing at random given what is observed, so keep the columns that explain it"
+    )
