@@ -266,38 +266,38 @@ def _above(difference: Tensor) -> float:
 
 
 def missing(bench: Bench) -> tuple[float, float]:
-    """Remove one entry of each of a few rows, and integrate it out by a sum over a fine grid: both scores must agree."""
+    """Remove one entry of each of a few rows, and sum or integrate over all that it may be: both scores must agree."""
     rows = torch.arange(min(4, bench.data.n_rows))
     column = torch.arange(len(rows)) % bench.data.n_features
     latents = {n: v[rows] for n, v in bench.latents().items()}
     score = _joint(bench, latents) if bench.forms is None else _marginal(bench, bench.forms)
-    grid, weight = _grid(bench)
-    binary = len(grid) == 2
+    outcomes = _outcomes(bench)
 
     batch = bench.data.batch(rows)
     observed = batch.observed.clone()
     observed[rows, column] = False
     holes = replace(batch, x=torch.where(observed, batch.x, 0.0), observed=observed, complete=False)
-    n = len(grid)
-    filled = batch.x.repeat_interleave(n, 0)
-    filled[torch.arange(len(filled)), column.repeat_interleave(n)] = _spread(grid, bench.data, column).flatten()
     seen = batch.observed.clone()
     seen[rows, column] = True
-    full = replace(
-        batch,
-        x=filled,
-        observed=seen.repeat_interleave(n, 0),
-        index=rows.repeat_interleave(n),
-        context=None if batch.context is None else batch.context.repeat_interleave(n, 0),
-        n_total=len(filled),
-    )
-    integrated = (score(full, n).reshape(len(rows), n) + weight).logsumexp(1)
-    integrated = integrated if binary else integrated + bench.data.scale[column].log()
+
+    def filled(values: Tensor) -> Tensor:
+        """The score of each row with each of its values (rows, n) in the place of its removed entry."""
+        n = values.shape[1]
+        x = batch.x.repeat_interleave(n, 0)
+        x[torch.arange(len(x)), column.repeat_interleave(n)] = values.flatten()
+        context = None if batch.context is None else batch.context.repeat_interleave(n, 0)
+        full = replace(batch, x=x, observed=seen.repeat_interleave(n, 0), index=rows.repeat_interleave(n), context=context, n_total=len(x))
+        return score(full, n).detach().reshape(len(rows), n)
+
+    if outcomes is None:
+        integrated = _log_integral(filled, bench.data.mean[column], bench.data.scale[column])
+    else:
+        integrated = filled(outcomes.expand(len(rows), -1)).logsumexp(1)
     error = _relative(score(holes, 1), integrated)
 
     nothing = replace(batch, x=torch.zeros_like(batch.x), observed=torch.zeros_like(batch.observed), complete=False)
     error = max(error, float((score(nothing, 1) - _prior(bench, nothing, latents)).detach().abs().max()))
-    garbage = replace(holes, x=torch.where(observed, batch.x, 1.0 if binary else 1e3))
+    garbage = replace(holes, x=torch.where(observed, batch.x, 1e3 if outcomes is None else outcomes[-1]))
     return max(error, _relative(score(garbage, 1), score(holes, 1))), ROUNDING
 
 
@@ -329,25 +329,37 @@ def _prior(bench: Bench, batch: Batch, latents: dict[str, Tensor]) -> Tensor:
     return torch.as_tensor(sum(trace.nodes[name]["log_prob"] / batch.scale for name in latents))
 
 
-def _grid(bench: Bench) -> tuple[Tensor, Tensor]:
-    """Where an entry may lie, in standard deviations of its column (or the two values of a binary one), and the log of each point's weight.
-
-    The real line is mapped by sinh: dense near the mean, out to 10^4 standard deviations, and the trapezoid rule converges geometrically.
-    """
+def _outcomes(bench: Bench) -> Tensor | None:
+    """The values that an entry may have, where there are finitely many; None where it is a real number."""
     support = random_sites(poutine.trace(bench.program).get_trace(bench.batch))["x"]["fn"].support
     base = getattr(support, "base_constraint", support)
     if isinstance(base, type(constraints.boolean)):
-        return torch.tensor([0.0, 1.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    if isinstance(base, type(constraints.real)) or isinstance(support, type(constraints.real_vector)):
-        t = torch.linspace(-10, 10, 8001, dtype=torch.float64)
-        return t.sinh(), (t.cosh() * (t[1] - t[0])).log()
-    raise NotApplicable(f"no rule for integrating over {type(base).__name__}")
+        return torch.tensor([0.0, 1.0], dtype=torch.float64)
+    if isinstance(base, constraints.integer_interval):
+        return torch.arange(base.lower_bound, base.upper_bound + 1, dtype=torch.float64)
+    if isinstance(base, type(constraints.real)):
+        return None
+    raise NotApplicable(f"no rule for integrating over {type(base).__name__.strip('_')}")
 
 
-def _spread(grid: Tensor, data: Data, column: Tensor) -> Tensor:
-    if len(grid) == 2:
-        return grid.expand(len(column), -1)
-    return data.mean[column].unsqueeze(1) + data.scale[column].unsqueeze(1) * grid
+def _log_integral(log_density: Callable[[Tensor], Tensor], centre: Tensor, width: Tensor) -> Tensor:
+    """The log of the integral of exp(log_density) over the real line, (rows,); `log_density` takes values (rows, n).
+
+    The line is mapped by sinh: dense near the centre, out to 10^4 widths, and the trapezoid rule converges geometrically. A first look
+    finds the peak and, from its curvature, how wide it is.
+    """
+    t = torch.linspace(-10, 10, 8001, dtype=torch.float64)
+    row = torch.arange(len(centre))
+    values = centre.unsqueeze(1) + width.unsqueeze(1) * t.sinh()
+    found = log_density(values)
+    top = found.argmax(1).clamp(1, len(t) - 2)
+    before, at, after = ((values[row, top + i], found[row, top + i]) for i in (-1, 0, 1))
+    rise, fall = ((b[1] - a[1]) / (b[0] - a[0]) for a, b in ((before, at), (at, after)))
+    bend = 2 * (fall - rise) / (after[0] - before[0])
+    width = torch.minimum((-bend).clamp(min=1e-300).rsqrt(), width)
+    centre = torch.where(bend < 0, (before[0] + at[0]) / 2 - rise / bend, at[0])
+    values = centre.unsqueeze(1) + width.unsqueeze(1) * t.sinh()
+    return (log_density(values) + (t.cosh() * (t[1] - t[0])).log()).logsumexp(1) + width.log()
 
 
 LAWS: dict[int, tuple[str, Callable[[Bench], tuple[float, float]]]] = {
