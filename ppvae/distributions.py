@@ -1,4 +1,4 @@
-"""Distributions for stories: normals that take a mask, batched over rows. Usable in any Pyro program.
+"""Distributions for stories: normals and counts that take a mask, batched over rows. Usable in any Pyro program.
 
 An entry that is not observed is marginalised: it is never read, and log_prob is that of the observed entries. `conditional` and
 `complete` say what the missing entries may be. ±inf is a value like any other here (and scores -inf), never "missing".
@@ -153,6 +153,57 @@ class MaskedLowRankNormal(MaskedNormal):
         quadratic = (left.square() / self.diagonal).sum(-1) + z.square().sum((-2, -1))
         logdet = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (seen * self.diagonal.log()).sum(-1)
         return self._full(-0.5 * (quadratic + logdet + seen.sum(-1) * LOG_2PI))
+
+
+class MaskedMultinomial(TorchDistribution):
+    """Counts of K outcomes in a known number of throws, of which some counts may be missing.
+
+    probabilities: (..., K), positive, summing to 1.  throws: (...), how many throws a sample has.  observed: bool (..., K), or None when
+    every count is. A value is scored given the throws that its observed counts hold, T = sum of x_o:
+    log Multinomial(x_o; T, p_o / sum of p_o). With nothing missing that is the multinomial itself; a wholly missing row scores 0.
+
+    >>> d = MaskedMultinomial(torch.tensor([0.5, 0.25, 0.25]), torch.tensor(2.0), torch.tensor([[True] * 3, [True, True, False]]))
+    >>> d.log_prob(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 9.0]])).exp()
+    tensor([0.2500, 0.4444])
+    """
+
+    arg_constraints = {"probabilities": constraints.simplex}  # noqa: RUF012
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(
+        self, probabilities: Tensor, throws: Tensor, observed: Tensor | None = None, validate_args: bool | None = None
+    ) -> None:
+        shape = torch.broadcast_shapes(probabilities.shape[:-1], throws.shape, () if observed is None else observed.shape[:-1])
+        self.probabilities, self.throws, self.observed = probabilities, throws, observed
+        super().__init__(shape, probabilities.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        return new
+
+    @torch.no_grad()
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        p = self.probabilities.expand(shape)
+        left, counts = self.throws.to(p).expand(shape[:-1]), []
+        remaining = p.flip(-1).cumsum(-1).flip(-1)
+        for share in (p / remaining).clamp(max=1.0).unbind(-1):  # each face, of the throws that the faces before it left
+            counts.append(torch.binomial(left, share.contiguous()))
+            left = left - counts[-1]
+        return torch.stack(counts, -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.observed is None:
+            counts, seen = value, self.probabilities
+        else:
+            counts, seen = torch.where(self.observed, value, 0.0), self.probabilities * self.observed
+        total = counts.sum(-1)
+        share = torch.where(total > 0, seen.sum(-1), 1.0).log()  # no throw, no outcome: nothing to score
+        ways = torch.lgamma(total + 1) - torch.lgamma(counts + 1).sum(-1)
+        scores = ways + (counts * self.probabilities.log()).sum(-1) - total * share
+        return scores.expand(torch.broadcast_shapes(scores.shape, self.batch_shape))
 
 
 def _whitened(tril: Tensor, residual: Tensor) -> Tensor:
