@@ -111,10 +111,15 @@ def gaussian(loc: Tensor, spread: Tensor, event_shape: torch.Size, support: cons
     )
     if len(event_shape) == 1 and _is_real(support):
         return base
-    transforms = [dist.transforms.ReshapeTransform(base.event_shape, event_shape)]
+    transforms = [dist.transforms.ReshapeTransform(base.event_shape, free_shape(event_shape, support))]
     if not _is_real(support):
         transforms.append(biject_to(support))
     return dist.TransformedDistribution(base, transforms)
+
+
+def free_shape(event_shape: torch.Size, support: constraints.Constraint) -> torch.Size:
+    """The shape of the real numbers behind an event: K - 1 for a simplex of K."""
+    return biject_to(support).inverse_shape(event_shape)
 
 
 def _is_real(support: constraints.Constraint) -> bool:
@@ -144,7 +149,7 @@ class Amortized(nn.Module):
                 self.heads[name] = perceptron(n_features, hidden, fn.enumerate_support(expand=False).shape[0])
             elif not fn.has_enumerate_support:
                 self.shapes[name] = (fn.event_shape, fn.support)
-                self.heads[name] = GaussianHead(n_features, math.prod(fn.event_shape), family.name, hidden)
+                self.heads[name] = GaussianHead(n_features, math.prod(free_shape(fn.event_shape, fn.support)), family.name, hidden)
 
     def forward(self, batch: Batch) -> None:
         features = self.features(batch)

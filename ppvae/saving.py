@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from pandas.errors import EmptyDataError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -25,6 +26,9 @@ from ppvae.registry import load_method, load_model, source_of
 
 FORMAT = 1
 FILES = ("fit.json", "tensors.safetensors", "history.csv")
+UNREADABLE = (
+    json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, EmptyDataError,
+)  # fmt: skip
 
 
 def save(fit: Fit, folder: str | Path) -> Path:
@@ -90,7 +94,7 @@ def load(folder: str | Path) -> Fit:
         tensors = load_file(folder / FILES[1])
         history = pd.read_csv(folder / FILES[2])
         return _rebuild(about, tensors, history)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{folder} is damaged or not a saved fit ({type(error).__name__}: {str(error).splitlines()[0][:120]})") from error
 
 
