@@ -1,0 +1,174 @@
+"""Guides: each family on each kind of site, and what the encoder sees."""
+
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch.distributions import constraints
+
+import ppvae
+from ppvae import guides
+from ppvae.exact import kl
+from ppvae.inference.fit import start
+from ppvae.model import Model
+from ppvae.models import GMM, PPCA
+from ppvae.parameters import Parameters
+from ppvae.program.joint import elbo_rows, random_sites
+from ppvae.program.read import read_guide
+
+
+@dataclass(frozen=True)
+class Supports(Model):
+    """A latent of every support: a number, a vector, a matrix, a positive scale, a share and a simplex."""
+
+    def init(self, data, generator):
+        return Parameters(mean=data.mean)
+
+    def model(self, theta, batch):
+        zero = batch.x.new_zeros(())
+        with batch.rows:
+            z = pyro.sample("number", dist.Normal(zero, 1.0))
+            pyro.sample("vector", dist.Normal(zero.expand(3), 1.0).to_event(1))
+            pyro.sample("matrix", dist.Normal(zero.expand(2, 2), 1.0).to_event(2))
+            scale = pyro.sample("scale", dist.LogNormal(zero, 1.0))
+            pyro.sample("share", dist.Beta(zero + 2.0, zero + 2.0))
+            pyro.sample("simplex", dist.Dirichlet(zero.expand(3) + 1.0))
+            x = dist.Normal(theta.mean + z.unsqueeze(-1), scale.unsqueeze(-1))
+            pyro.sample("x", x.mask(batch.observed).to_event(1), obs=batch.x)
+
+
+def built(model: Model, data: ppvae.Data, guide=None) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return guides.build(model, start(model, data, 0), data, guide)
+
+
+def trace_of(guide: torch.nn.Module, data: ppvae.Data) -> dict[str, dict]:
+    trace = poutine.trace(guide).get_trace(data.batch())
+    trace.compute_log_prob()
+    return random_sites(trace)
+
+
+@pytest.mark.parametrize("family", guides.FAMILIES)
+def test_every_family_serves_every_support(family):
+    data = ppvae.load_data("iris")
+    story, sites = Supports(), trace_of(built(Supports(), data, family), data)
+    theta = start(story, data, 0)
+    latent = guides.latent_sites(story, theta, data)
+    assert set(sites) == set(latent) == {"number", "vector", "matrix", "scale", "share", "simplex"}
+    for name, site in sites.items():
+        assert site["value"].shape == (150, *latent[name]["fn"].event_shape)
+        assert site["log_prob"].shape == (150,)
+        assert bool(latent[name]["fn"].support.check(site["value"]).all())
+
+
+@pytest.mark.parametrize("family", guides.FAMILIES)
+def test_the_densities_of_a_guide_are_densities(family):
+    """E_q [p(z) / q(z)] = 1 for a prior p that q covers; a lost Jacobian would show."""
+    data = ppvae.load_data("iris").take([0])
+    guide = built(Supports(), ppvae.load_data("iris"), family)
+    with torch.no_grad(), pyro.plate("draws", 20_000, dim=-2):
+        trace = poutine.trace(guide).get_trace(data.batch())
+        trace.compute_log_prob()
+    for name, prior in {"scale": dist.LogNormal(0.0, 0.5), "share": dist.Beta(4.0, 4.0), "number": dist.Normal(0.0, 0.5)}.items():
+        site = trace.nodes[name]
+        ratio = (prior.log_prob(site["value"]) - site["log_prob"]).exp()
+        assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(ratio) ** 0.5
+
+
+def test_families_differ_in_what_they_say_of_a_row():
+    data = ppvae.load_data("iris")
+    kinds = {family: trace_of(built(PPCA(2), data, family), data)["z"]["fn"] for family in guides.FAMILIES}
+    assert isinstance(kinds["diagonal"], dist.Independent)
+    assert kinds["full"].scale_tril.shape == (150, 2, 2)
+    assert kinds["linear"].scale_tril.shape[0] == 1 or bool((kinds["linear"].scale_tril == kinds["linear"].scale_tril[0]).all())
+    x = data.x
+    loc = kinds["linear"].loc.detach()
+    plane = torch.cat([x, torch.ones(150, 1, dtype=x.dtype)], 1)
+    assert float((plane @ torch.linalg.lstsq(plane, loc).solution - loc).abs().max()) < 1e-10
+
+
+def test_the_encoder_sees_standardised_rows_and_the_mask_where_there_are_holes():
+    complete, holes = ppvae.load_data("iris"), ppvae.load_data("airquality")
+    seen = guides.Standardize(complete)(complete.batch())
+    assert seen.shape == (150, 4)
+    assert seen.mean(0).numpy() == pytest.approx(0, abs=1e-10)
+    assert seen.std(0, correction=0).numpy() == pytest.approx(1)
+    both = guides.Standardize(holes)(holes.batch())
+    values, mask = both.split(holes.n_features, -1)
+    assert (mask.bool() == holes.observed).all()
+    assert (values[~holes.observed] == 0).all()
+
+
+def test_missing_values_are_never_read_by_a_guide():
+    data = ppvae.load_data("airquality")
+    garbage = data.take(range(data.n_rows))
+    garbage.x[~garbage.observed] = 1e9
+    guide = built(PPCA(2), data, "full")
+    one, other = (trace_of(guide, d)["z"]["fn"].loc for d in (data, garbage))
+    assert (one == other).all()
+
+
+def test_a_component_is_guided_only_where_it_is_asked_for():
+    data = ppvae.load_data("faithful")
+    assert trace_of(built(GMM(3), data), data) == {}
+    site = trace_of(built(GMM(3, component="guided"), data), data)["component"]
+    assert site["fn"].logits.shape == (272, 3)
+    assert site["infer"]["enumerate"] == "parallel"
+
+
+def test_a_guide_of_ones_own_is_taken_as_it_is():
+    data = ppvae.load_data("iris")
+    module = built(PPCA(2), data, "full")
+    assert built(PPCA(2), data, module) is module
+
+    def prior(batch):
+        with batch.rows:
+            pyro.sample("z", dist.Normal(batch.x.new_zeros(2), 1.0).to_event(1))
+
+    assert list(built(PPCA(2), data, prior).parameters()) == []
+
+
+@dataclass(frozen=True)
+class Shared(Supports):
+    """A latent that all rows share."""
+
+    def model(self, theta, batch):
+        shift = pyro.sample("shift", dist.Normal(batch.x.new_zeros(()), 1.0))
+        with batch.rows:
+            pyro.sample("x", dist.Normal(theta.mean + shift, 1.0).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+def test_no_encoder_is_built_for_a_shared_latent():
+    with pytest.raises(
+        ValueError, match=r"site 'shift' lies outside batch.rows, so no encoder can be built for it: pass a guide of your own"
+    ):
+        built(Shared(), ppvae.load_data("iris"))
+
+
+@pytest.mark.parametrize("family", ["full", "diagonal"])
+def test_rows_of_their_own_hold_each_posterior(family):
+    """Free parameters for every row, set to the exact posterior: the full family holds it, and the diagonal one its best likeness."""
+    data, model = ppvae.load_data("airquality"), PPCA(2)
+    theta = start(model, data, 0)
+    with torch.no_grad():
+        posterior = model.closed_forms.posterior(theta, data.batch())
+        tril = posterior.scale_tril[:, 0]
+        precise = torch.linalg.inv(tril @ tril.mT).diagonal(dim1=-2, dim2=-1)
+        guide = guides.PerRow("z", posterior.loc[:, 0], tril if family == "full" else precise.rsqrt())
+        lost = kl(read_guide(guide, data.batch()), posterior)
+        if family == "full":
+            assert float(lost.max()) < 1e-10
+            draws = elbo_rows(lambda batch: model.model(theta, batch), guide, data.batch(), 3)
+            torch.testing.assert_close(draws, model.closed_forms.log_marginal(theta, data.batch()).expand_as(draws))
+        else:
+            other = guides.PerRow("z", posterior.loc[:, 0], 1.05 * precise.rsqrt())
+            assert (lost < kl(read_guide(other, data.batch()), posterior)).all()
+
+
+def test_unit_tril():
+    found = guides.unit_tril(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0]))
+    assert found.tolist() == [[1, 0, 0], [4, 2, 0], [5, 6, 3]]
+    assert constraints.lower_cholesky.check(found)

@@ -1,0 +1,183 @@
+"""Parameters: what is assigned is read back, in any units; what is wrong is refused; copies are their own."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import constraints
+
+from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
+
+QUICK = settings(max_examples=40, deadline=None, derandomize=True)
+seeds = st.integers(0, 10_000)
+units = st.floats(1e-6, 1e6)
+floors = st.sampled_from([0.0, 1e-6, 1e-2])
+
+
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def covariance(seed: int, components: int, features: int) -> torch.Tensor:
+    root = random(seed, components, features, features)
+    return root @ root.mT + 0.1 * torch.eye(features, dtype=torch.float64)
+
+
+def read_back(value: torch.Tensor, start: torch.Tensor, **how: object) -> torch.Tensor:
+    theta = Parameters(a=Constrained(start, **how))
+    theta.assign({"a": value})
+    return theta.a.detach()
+
+
+@QUICK
+@given(seed=seeds, unit=units)
+def test_real_values_are_read_back(seed, unit):
+    value = unit * random(seed, 3, 2)
+    torch.testing.assert_close(read_back(value, torch.zeros(3, 2, dtype=torch.float64), unit=unit), value, rtol=1e-12, atol=0)
+
+
+@QUICK
+@given(seed=seeds, unit=units, floor=floors)
+def test_positive_values_are_read_back(seed, unit, floor):
+    value = unit * (floor + random(seed, 4).exp())
+    found = read_back(value, torch.full((4,), unit, dtype=torch.float64), constraint=constraints.positive, unit=unit, floor=floor)
+    torch.testing.assert_close(found, value, rtol=1e-10, atol=0)
+
+
+@QUICK
+@given(seed=seeds)
+def test_simplex_values_are_read_back(seed):
+    value = random(seed, 5).softmax(-1)
+    found = read_back(value, torch.full((5,), 0.2, dtype=torch.float64), constraint=constraints.simplex)
+    torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-14)
+
+
+@QUICK
+@given(seed=seeds, floor=floors, features=st.integers(1, 4))
+def test_covariances_are_read_back_in_units_of_each_feature(seed, floor, features):
+    scale = 10.0 ** random(seed, features).clamp(-3, 3)
+    unit = scale[:, None] * scale
+    value = covariance(seed, 3, features) * unit
+    found = read_back(value, unit.expand(3, -1, -1) * torch.eye(features), constraint=constraints.positive_definite, unit=unit, floor=floor)
+    # Cholesky and back: rounding times the condition number, some 10^3 here.
+    torch.testing.assert_close(found / unit, value / unit, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("below", [0.0, 1e-12, 1e-3])
+def test_a_value_below_its_floor_is_raised_to_it_and_reported(below):
+    positive = Parameters(a=Constrained(torch.tensor([4.0, 4.0]), constraints.positive, unit=4.0, floor=0.01))
+    assert positive.at_floor() == []
+    positive.assign({"a": torch.tensor([max(below, 1e-30), 4.0])})
+    assert positive.a.tolist() == pytest.approx([0.04, 4.0], rel=1e-5)
+    assert positive.at_floor() == ["a[0]"]
+    matrices = Parameters(c=Constrained(torch.eye(2).repeat(2, 1, 1), constraints.positive_definite, floor=0.01))
+    matrices.assign({"c": torch.stack([torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, max(below, 1e-30)]])])})
+    assert torch.linalg.eigvalsh(matrices.c[1]).tolist() == pytest.approx([0.01, 1.0], rel=1e-4)
+    assert matrices.at_floor() == ["c[1]"]
+
+
+@QUICK
+@given(seed=seeds, features=st.integers(1, 5), floor=st.floats(0.01, 2.0))
+def test_clipping_is_the_constrained_maximum(seed, features, floor):
+    """Among covariances above the floor none is likelier for a sample covariance S than S clipped."""
+    sample = covariance(seed, 1, features)[0]
+    clipped = clip_eigenvalues(sample, floor)
+    assert bool((torch.linalg.eigvalsh(clipped) >= floor * (1 - 1e-9)).all())
+
+    def likelihood(c: torch.Tensor) -> float:
+        return -float(torch.logdet(c) + torch.trace(torch.linalg.solve(c, sample)))
+
+    best = likelihood(clipped)
+    for other in range(5):
+        rival = clip_eigenvalues(clipped + 0.1 * covariance(seed + other, 1, features)[0] - 0.1 * torch.eye(features), floor)
+        assert likelihood(rival) <= best + 1e-9 * (1 + abs(best))
+
+
+def theta() -> Parameters:
+    return Parameters(
+        mean=torch.zeros(2),
+        weights=Constrained(torch.tensor([0.5, 0.5]), constraints.simplex),
+        covariances=Constrained(torch.eye(2).repeat(2, 1, 1), constraints.positive_definite, floor=1e-6),
+        noise_variance=Constrained(torch.tensor(1.0), constraints.positive),
+        network=torch.nn.Linear(2, 3),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"maen": torch.zeros(2)}, r"unknown parameter 'maen': did you mean 'mean'\?"),
+        ({"mean": torch.zeros(3)}, r"parameter 'mean' has shape \(2,\), not \(3,\)"),
+        ({"mean": torch.tensor([0.0, float("nan")])}, "parameter 'mean' must be finite"),
+        ({"noise_variance": torch.tensor(-1.0)}, "parameter 'noise_variance' is outside its constraint"),
+        ({"weights": torch.tensor([0.5, 0.6])}, "parameter 'weights' is outside its constraint"),
+        ({"covariances": torch.tensor([[1.0, 2.0], [2.0, 1.0]]).repeat(2, 1, 1)}, "parameter 'covariances' is outside its constraint"),
+        ({"covariances": torch.tensor([[1.0, 0.5], [0.1, 1.0]]).repeat(2, 1, 1)}, "parameter 'covariances' is outside its constraint"),
+    ],
+)
+def test_wrong_values_are_refused(values, sentence):
+    parameters = theta()
+    before = parameters.values()
+    with pytest.raises(ValueError, match=sentence):
+        parameters.assign(values)
+    for name, value in before.items():
+        assert (getattr(parameters, name) == value).all()
+
+
+def test_large_units_pass_the_check_of_symmetry():
+    scale = torch.tensor([1e6, 1e-6], dtype=torch.float64)
+    unit = scale[:, None] * scale
+    value = covariance(0, 1, 2)[0] * unit
+    value[0, 1] *= 1 + 1e-12  # rounding
+    torch.testing.assert_close(read_back(value, torch.diag(unit.diagonal()), constraint=constraints.positive_definite, unit=unit), value)
+
+
+def test_a_floor_of_an_integer_count_keeps_float64():
+    """An int tensor times a Python float would be float32."""
+    value = torch.tensor(3, dtype=torch.float64)
+    assert read_back(value, value, constraint=constraints.positive, unit=2, floor=1e-6).dtype == torch.float64
+
+
+def test_frozen_parameters_are_not_trainable():
+    parameters = theta().freeze("mean", "weights")
+    assert parameters.trainable == ("covariances", "noise_variance")
+    assert parameters.names == ("mean", "weights", "covariances", "noise_variance")
+    assert parameters.degrees_of_freedom() == 2 * 3 + 1 + (2 * 3 + 3)
+
+
+def test_degrees_of_freedom():
+    assert theta().degrees_of_freedom() == 2 + 1 + 2 * 3 + 1 + (2 * 3 + 3)
+    simplexes = Parameters(a=Constrained(torch.full((4, 3), 1 / 3), constraints.simplex))
+    assert simplexes.degrees_of_freedom() == 4 * 2
+
+
+def test_gradients_reach_the_unconstrained_tensors():
+    parameters = theta()
+    (parameters.noise_variance + parameters.covariances.sum() + parameters.weights[0]).backward()
+    for name in ("noise_variance", "covariances", "weights"):
+        assert parameters.get_parameter(f"raw_{name}").grad.abs().sum() > 0
+
+
+def test_a_deep_copy_is_its_own():
+    parameters = theta()
+    other = copy.deepcopy(parameters)
+    other.assign({"mean": torch.ones(2), "weights": torch.tensor([0.9, 0.1]), "covariances": 2 * torch.eye(2).repeat(2, 1, 1)})
+    assert parameters.mean.tolist() == [0, 0]
+    assert parameters.weights.tolist() == pytest.approx([0.5, 0.5])
+    assert other.covariances[0].detach().numpy() == pytest.approx(2 * torch.eye(2).numpy(), rel=1e-6)
+    assert other.degrees_of_freedom() == parameters.degrees_of_freedom()
+    with pytest.raises(ValueError, match="outside its constraint"):
+        other.assign({"covariances": -torch.eye(2).repeat(2, 1, 1)})
+
+
+def test_values_are_detached_copies():
+    parameters = theta()
+    parameters.values()["mean"].add_(1.0)
+    assert parameters.mean.tolist() == [0, 0]
+
+
+def test_unknown_attributes_are_attribute_errors():
+    with pytest.raises(AttributeError):
+        _ = theta().sigma

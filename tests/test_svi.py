@@ -1,0 +1,276 @@
+"""SVI: its defaults reach the optimum, its engines agree, and what goes wrong ends in a sentence."""
+
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import ppvae
+from ppvae import guides
+from ppvae.inference.fit import start
+from ppvae.inference.method import Task, seeded
+from ppvae.inference.svi import Step, one_cycle
+from ppvae.model import Model
+from ppvae.models import GMM, PPCA, VAE
+from ppvae.parameters import Parameters
+
+IRIS_OPTIMUM = -2.69975187  # PPCA with 2 latents, gold case D8
+
+
+def settle(model, data: ppvae.Data, method: ppvae.SVI, optimum: float, tolerance: float, seed: int = 0) -> ppvae.Fit:
+    """A fit that must end within `tolerance` nats per row of `optimum`, which its start must not."""
+    fit = ppvae.fit(model, data, method, seed=seed)
+    assert fit.history.log_likelihood.iloc[0] < optimum - 5 * tolerance
+    assert float(fit.log_likelihood(data).mean()) == pytest.approx(optimum, abs=tolerance)
+    return fit
+
+
+def test_default_reaches_the_optimum_of_ppca_on_iris():
+    data = ppvae.load_data("iris")
+    fit = settle(PPCA(2), data, ppvae.SVI(), IRIS_OPTIMUM, 0.001)
+    assert fit.converged
+    assert fit.status == "ran all its steps; the ELBO has settled"
+    # The default guide's family holds the posterior of a linear-Gaussian story, so nothing is lost to it.
+    assert float(fit.kl(data).mean()) < 0.001
+
+
+@pytest.mark.parametrize("component", ["summed", "guided"])
+def test_default_reaches_the_optimum_of_a_mixture_on_faithful(component):
+    data, model = ppvae.load_data("faithful"), GMM(2, component=component)
+    em = ppvae.fit(model, data, ppvae.EM())
+    fit = settle(model, data, ppvae.SVI(), float(em.log_likelihood(data).mean()), 0.001)
+    lost = float(fit.kl(data).mean())
+    assert lost == 0 if component == "summed" else 0 < lost < 0.01
+
+
+def test_minibatches_reach_the_optimum_of_ppca_on_digits():
+    data = ppvae.load_data("digits")
+    settle(PPCA(10), data, ppvae.SVI(steps=1500), float(ppvae.fit(PPCA(10), data).log_likelihood(data).mean()), 0.01)
+
+
+def steps_of(model, data: ppvae.Data, method: ppvae.SVI, rows: torch.Tensor | None = None) -> tuple[Step, ppvae.data.Batch]:
+    """One step's loss and gradients at the start, ready to run."""
+    theta, batch = start(model, data, 0), data.batch(rows)
+    with seeded(0):
+        guide = guides.build(model, theta, data)
+    return Step(method, Task(model, data, theta, None, 0), guide, batch), batch
+
+
+@pytest.mark.parametrize("compile", [False, "auto"])
+def test_minibatches_average_to_the_whole(compile):
+    """In a summed mixture the ELBO has no draws, so the mean of disjoint batches is the whole to rounding."""
+    data, model = ppvae.load_data("faithful"), GMM(2)
+    found = []
+    for part in (torch.arange(272).reshape(4, 68), torch.arange(272).reshape(1, 272)):
+        step, _ = steps_of(model, data, ppvae.SVI(compile=compile), part[0])
+        losses, gradients = [], []
+        for rows in part:
+            losses.append(step.run(data.batch(rows)))
+            gradients.append(torch.cat([p.grad.flatten() for p in step.parameters]))
+        found.append((torch.stack(losses).mean(), torch.stack(gradients).mean(0)))
+    (loss, gradient), (whole, whole_gradient) = found
+    assert loss == pytest.approx(float(whole), rel=1e-10)
+    torch.testing.assert_close(gradient, whole_gradient, rtol=1e-8, atol=1e-8)
+
+
+def losses(method: ppvae.SVI, model, data: ppvae.Data, repeats: int = 80) -> torch.Tensor:
+    step, batch = steps_of(model, data, method)
+    with seeded(1):
+        return torch.stack([step.run(batch) for _ in range(repeats)])
+
+
+@pytest.fixture(scope="module")
+def small_iris() -> ppvae.Data:
+    return ppvae.load_data("iris").take(torch.arange(0, 150, 5))
+
+
+@pytest.mark.parametrize("other", [ppvae.SVI(particles=16), ppvae.SVI(objective="analytic_kl"), ppvae.SVI(compile=False)])
+def test_objectives_agree_in_expectation(other, small_iris):
+    one, many = losses(ppvae.SVI(), PPCA(2), small_iris), losses(other, PPCA(2), small_iris)
+    error = ((one.var() + many.var()) / len(one)).sqrt()
+    assert abs(one.mean() - many.mean()) < 4 * error
+    if other.particles == 16:  # a variance from 80 draws is known to 16 percent, so a ratio to about 25: 16 within a factor of 2.5
+        assert 16 / 2.5 < one.var() / many.var() < 16 * 2.5
+
+
+def test_held_out_rows_stop_the_training():
+    data = ppvae.load_data("iris")
+    fit = ppvae.fit(PPCA(2), data, ppvae.SVI(steps=1000, holdout=0.3, patience=2, compile=False))
+    assert fit.steps < 1000
+    assert fit.status.startswith(f"stopped early at step {fit.steps}: the held-out ELBO no longer rises")
+    held = fit.history.heldout_elbo
+    assert np.isfinite(held).all()
+    # The parameters are those of the best point, not of the last.
+    _, held_out = data.split(0.3, seed=0)
+    smoothed = held.rolling(5, min_periods=1).mean()
+    assert smoothed.idxmax() < len(held) - 1
+    assert float(fit.elbo(held_out).mean()) == pytest.approx(held[smoothed.idxmax()], abs=0.2)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro says so too
+@pytest.mark.parametrize("compile", [False, "auto"])
+@pytest.mark.parametrize(
+    ("model", "name"), [(PPCA(2), "iris"), (GMM(2), "faithful"), (VAE(2, (8,), "gaussian"), "iris")], ids=["ppca", "gmm", "vae"]
+)
+def test_a_diverging_run_stops_with_finite_parameters(model, name, compile):
+    data = ppvae.load_data(name)
+    fit = ppvae.fit(model, data, ppvae.SVI(steps=200, learning_rate=1e6, compile=compile))
+    assert not fit.converged
+    assert fit.status.startswith("stopped: the ELBO was no longer finite by step")
+    assert "try a lower learning_rate than 1e+06" in fit.status
+    assert all(np.isfinite(value).all() for value in fit.params.values())
+    assert all(bool(torch.isfinite(p).all()) for p in fit.guide.parameters())
+    assert np.isfinite(fit.history.elbo[1:]).all()
+
+
+QUICK = ppvae.SVI(steps=20, batch_size=50)
+
+
+def test_seeds_repeat_bit_for_bit():
+    data = ppvae.load_data("iris")
+    one, same, other = (ppvae.fit(PPCA(2), data, QUICK, seed=seed) for seed in (1, 1, 2))
+    for name, value in one.params.items():
+        assert (same.params[name] == value).all()
+        assert name == "mean" or (other.params[name] != value).any()
+    assert one.history.elbo.equals(same.history.elbo)
+    assert (np.asarray(one.elbo(data)) == np.asarray(same.elbo(data))).all()
+
+
+@pytest.mark.parametrize("compile", [False, "auto"])
+def test_no_global_state_is_touched(compile):
+    data = ppvae.load_data("iris")
+    pyro.clear_param_store()
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    settings = pyro.settings.get()
+    fit = ppvae.fit(PPCA(2), data, ppvae.SVI(steps=5, compile=compile))
+    fit.elbo(data), fit.sample(3), fit.kl(data)
+    assert (torch.get_rng_state() == before).all()
+    assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
+    assert dict(pyro.get_param_store().items()) == {}
+    assert pyro.settings.get() == settings
+
+
+@pytest.mark.parametrize("model", [GMM(2), GMM(2, component="guided"), PPCA(2)], ids=lambda m: m.describe())
+def test_plain_and_captured_runs_are_the_same_run(model):
+    data = ppvae.load_data("iris")
+    plain, captured = (ppvae.fit(model, data, ppvae.SVI(steps=20, compile=c)) for c in (False, "auto"))
+    assert plain.engine == "plain Pyro, as asked"
+    assert captured.engine == "captured; too few steps to win back a compilation"
+    # The same draws and the same arithmetic in another order: Adam's first steps are signs, which magnify rounding by the learning rate.
+    for name, value in plain.params.items():
+        np.testing.assert_allclose(captured.params[name], value, rtol=1e-6, atol=1e-8)
+
+
+@dataclass(frozen=True)
+class Location(Model):
+    """x ~ N(m, 1): as few operations as a story can have, so that it compiles quickly."""
+
+    def init(self, data, generator):
+        return Parameters(mean=torch.zeros_like(data.mean))
+
+    def model(self, theta, batch):
+        with batch.rows:
+            pyro.sample("x", dist.Normal(theta.mean, 1.0).to_event(1), obs=batch.x)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_is_the_same_run():
+    data = ppvae.load_data("faithful")
+    captured, compiled = (ppvae.fit(Location(), data, ppvae.SVI(steps=50, compile=c)) for c in ("auto", True))
+    assert compiled.engine == "captured and compiled"
+    np.testing.assert_allclose(compiled.params["mean"], captured.params["mean"], rtol=1e-6)
+
+
+@dataclass(frozen=True)
+class Branching(PPCA):
+    """A story that asks its own draw which way to go."""
+
+    exact = None
+
+    def model(self, theta, batch):
+        with batch.rows:
+            z = pyro.sample("z", dist.Normal(batch.x.new_zeros(self.n_latents), 1.0).to_event(1))
+            sign = 1.0 if z.sum() > 0 else -1.0
+            x = dist.Normal(theta.mean + sign * z @ theta.loadings.mT, theta.noise_variance.sqrt())
+            pyro.sample("x", x.mask(batch.observed).to_event(1), obs=batch.x)
+
+
+def test_a_story_that_branches_on_its_draws_runs_on_plain_pyro():
+    data = ppvae.load_data("iris")
+    fit = ppvae.fit(Branching(2), data, ppvae.SVI(steps=10))
+    assert fit.engine.startswith("plain Pyro: the program could not be captured (")
+    with pytest.raises(ValueError, match=r"cannot be captured .* use compile='auto'"):
+        ppvae.fit(Branching(2), data, ppvae.SVI(steps=10, compile=True))
+
+
+def test_a_guide_without_reparametrised_draws_runs_on_plain_pyro():
+    data = ppvae.load_data("faithful")
+
+    def coin(batch):
+        with batch.rows:
+            pyro.sample("component", dist.Categorical(batch.x.new_tensor([0.4, 0.6])))
+
+    fit = ppvae.fit(GMM(2), data, ppvae.SVI(steps=10), guide=coin)
+    assert "site 'component' has no reparametrised gradient, so Pyro's score-function estimator is used" in fit.engine
+    assert np.isfinite(fit.history.elbo[1:]).all()
+
+
+def silent(batch):
+    """Samples nothing."""
+
+
+def chatty(batch):
+    with batch.rows:
+        for name in ("z", "w"):
+            pyro.sample(name, dist.Normal(batch.x.new_zeros(2), 1.0).to_event(1))
+
+
+def test_sites_of_story_and_guide_must_be_the_same():
+    data = ppvae.load_data("iris")
+    with pytest.raises(ValueError, match="the story samples 'z' but the guide never does: add it to the guide, or marginalise it"):
+        ppvae.fit(PPCA(2), data, ppvae.SVI(steps=2), guide=silent)
+    with pytest.raises(ValueError, match="the guide samples 'w' but the story never does: take it out of the guide"):
+        ppvae.fit(PPCA(2), data, ppvae.SVI(steps=2), guide=chatty)
+    with pytest.raises(ValueError, match="unknown guide 'ful': did you mean 'full'"):
+        ppvae.fit(PPCA(2), data, ppvae.SVI(steps=2), guide="ful")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"steps": 0}, "steps >= 1"),
+        ({"batch_size": 0}, "batch_size >= 1"),
+        ({"particles": 0}, "particles >= 1"),
+        ({"patience": 0}, "patience >= 1"),
+        ({"learning_rate": 0.0}, "learning_rate > 0"),
+        ({"learning_rate": float("nan")}, "learning_rate > 0"),
+        ({"holdout": 1.0}, "share of the rows"),
+        ({"compile": "yes"}, "True, False or 'auto'"),
+        ({"objective": "elbow"}, "did you mean 'elbo'"),
+    ],
+)
+def test_settings_are_checked(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ppvae.SVI(**settings)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="batch_size=1000 is larger than the data, 150 rows: choose a smaller batch"):
+        ppvae.fit(PPCA(2), ppvae.load_data("iris"), ppvae.SVI(batch_size=1000))
+
+
+def test_an_objective_that_cannot_sum_out_is_refused():
+    with pytest.raises(ValueError, match="sums out a discrete site"):
+        ppvae.fit(GMM(2), ppvae.load_data("faithful"), ppvae.SVI(steps=2, objective="analytic_kl"))
+
+
+def test_the_schedule_rises_to_its_peak_and_falls_to_nearly_nothing():
+    rates = [one_cycle(step, 1000, 0.03) for step in range(1001)]
+    assert max(rates) == pytest.approx(0.03)
+    assert int(np.argmax(rates)) == 100
+    assert rates[0] < 0.05 * 0.03
+    assert rates[-1] < 1e-3 * 0.03
