@@ -177,7 +177,7 @@ class Step:
                 f"kl_warmup or free_bits: leave out {'those' if self.objective.sums_out else f'objective={name!r}'}"
             )
         if self.objective.analytic is None and not all(is_row_site(site) for site in sites.values()):
-            raise ValueError(f"{task.model.name}: objective={name!r} weighs each row's latents, but some lie outside batch.rows: use 'elbo'")
+            raise ValueError(f"{task.model.name}: objective={name!r} weighs a row's latents, but some lie outside batch.rows: use 'elbo'")
         if self.stuck and (self.objective.analytic is None or self.method.reweighed):
             raise ValueError(
                 f"{task.model.name}: the guide's site {self.stuck!r} has no reparametrised gradient, which objective={name!r} with these "
@@ -279,14 +279,15 @@ class Training:
                     self._restore(last_good)
                     self.converged = False
                     self.status = (
-                        f"stopped: the {self.title} was no longer finite by step {self.done} (the parameters are those of step {self.history[-1]['step']}); "
-                        f"try a lower learning_rate than {self.peak:g}, more particles or another seed"
+                        f"stopped: the {self.title} was no longer finite by step {self.done} "
+                        f"(the parameters are those of step {self.history[-1]['step']}); try a lower learning_rate than {self.peak:g}, more particles or another seed"
                     )
                     return
                 losses, last_good = [], self._state()
                 if self._should_stop():
                     self._restore(self.best_state)
-                    self.status = f"stopped early at step {self.done}: the held-out {self.title} no longer rises (best {self.best:.4f} nats per row)"
+                    best = f"best {self.best:.4f} nats per row"
+                    self.status = f"stopped early at step {self.done}: the held-out {self.title} no longer rises ({best})"
                     return
         if self.best_state is not None:
             self._restore(self.best_state)
