@@ -29,7 +29,11 @@ DataName = Annotated[str, typer.Argument(metavar="DATA", help="A data set (`ppva
 Folder = Annotated[Path, typer.Argument(metavar="FIT", help="The folder of a saved fit (`ppvae fit --out`).")]
 Options = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the model; give it once for each.")]
 Seed = Annotated[int, typer.Option(help="The seed of every random draw.")]
+Out = Annotated[Path | None, typer.Option(metavar="FILE", help="A new .csv, .npy or .parquet file; by default CSV is printed.")]
 Columns = Annotated[str | None, typer.Option(metavar="A,B", help="The columns to take, with commas between (for an .npy file: to name).")]
+Context = Annotated[
+    str | None, typer.Option(metavar="A,B", help="The columns that a conditional model is given; `labels`: a data set's known classes.")
+]
 Rescale = Annotated[bool, typer.Option("--rescale", help="Map the values onto [0, 1], as the Bernoulli likelihood needs.")]
 Precision = Annotated[str | None, typer.Option("--dtype", metavar="float64|float32", help="The precision of the fit.")]
 Device = Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where to fit.")]
@@ -62,6 +66,7 @@ def compare(
     holdout: Annotated[float, typer.Option(help="The share of the rows that no method sees, only scored.")] = 0.0,
     report: Annotated[Path | None, typer.Option(help="Write the report, one HTML file, here.")] = None,
     columns: Columns = None,
+    context: Context = None,
     rescale: Rescale = False,
     dtype: Precision = None,
     device: Device = None,
@@ -84,7 +89,7 @@ def compare(
 
         found = ppvae.compare(
             _model(model, set_),
-            _data(data, rescale, columns),
+            _data(data, rescale, columns, context),
             load_methods(methods) if methods else None,
             seeds=seeds,
             holdout=holdout,
@@ -122,6 +127,7 @@ def fit(
     ] = None,
     seed: Seed = 0,
     columns: Columns = None,
+    context: Context = None,
     rescale: Rescale = False,
     dtype: Precision = None,
     device: Device = None,
@@ -143,7 +149,7 @@ def fit(
         chosen = load_methods(method) if method else [None]
         if len(chosen) > 1:
             raise ValueError(f"fit takes one method, not {len(chosen)}: use compare for several")
-        table = _data(data, rescale, columns)
+        table = _data(data, rescale, columns, context)
         found = ppvae.fit(_model(model, set_), table, chosen[0], seed=seed, dtype=_dtype(dtype), device=device, progress=progress)
         result = _scored(found, table)
         found.save(out)
@@ -164,6 +170,7 @@ def check(
     seed: Seed = 0,
     report: Annotated[Path | None, typer.Option(help="Write the checks, one HTML file, here.")] = None,
     columns: Columns = None,
+    context: Context = None,
     rescale: Rescale = False,
     json: Json = False,
 ) -> None:
@@ -181,7 +188,7 @@ def check(
     with terminal.progress("checking"):
         import ppvae
 
-        found = ppvae.check(ppvae.load(fit), _data(data, rescale, columns), draws=draws, seed=seed)
+        found = ppvae.check(ppvae.load(fit), _data(data, rescale, columns, context), draws=draws, seed=seed)
         if report:
             from ppvae.report import page
 
@@ -204,8 +211,9 @@ def check(
 def sample(
     fit: Folder,
     n: Annotated[int, typer.Option("-n", min=1, help="How many rows.")] = 100,
+    context: Annotated[str | None, typer.Option(metavar="1,0", help="What a conditional model is given: a number for each column.")] = None,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="A new .csv, .npy or .parquet file; by default CSV is printed.")] = None,
+    out: Out = None,
     json: Json = False,
 ) -> None:
     """Draw new rows from a saved fit.
@@ -214,7 +222,7 @@ def sample(
     Example:
       ppvae sample geyser -n 100 --out new.csv
     """
-    from ppvae import tables, terminal
+    from ppvae import tables
 
     if out:
         tables.check_destination(out)
@@ -223,15 +231,52 @@ def sample(
     import ppvae
 
     fitted = ppvae.load(fit)
-    drawn = pd.DataFrame(fitted.sample(n, seed=seed), columns=list(fitted.trained_on.columns))
+    drawn = pd.DataFrame(fitted.sample(n, seed=seed, context=_numbers(context)), columns=list(fitted.trained_on.columns))
+    _deliver(drawn, out, f"{n} rows are drawn", json)
+
+
+@app.command()
+def impute(
+    fit: Folder,
+    data: DataName,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="How many completed tables to draw, told apart by a column `draw`; by default one of means.")
+    ] = None,
+    bootstrap: Annotated[bool, typer.Option("--bootstrap", help="Draw the parameters too: a refit for each table.")] = False,
+    seed: Seed = 0,
+    out: Out = None,
+    columns: Columns = None,
+    json: Json = False,
+) -> None:
+    """Fill in the missing entries of a table.
+
+    Rows, columns and whatever is not missing stay as they are; the columns that the fit knows are found by their names.
+
+    \b
+    Example:
+      ppvae impute air airquality --draws 20 --out imputed.parquet
+    """
+    from ppvae import tables, terminal
+
     if out:
-        tables.write_table(drawn, out)
-    if json:
-        terminal.show_json({"table": drawn, "file": _word(out)})
-    elif out:
-        terminal.say(f"{n} rows are in {out}.")
-    else:
-        print(drawn.to_csv(index=False), end="")
+        tables.check_destination(out)
+    with terminal.progress("imputing"):
+        import pandas as pd
+
+        import ppvae
+        from ppvae.registry import load_frame
+
+        fitted, frame = ppvae.load(fit), load_frame(data)
+        chosen = _split(columns) or [c for c in fitted.trained_on.columns if c in frame.columns] or list(frame.columns)
+        holed = ppvae.Data(frame, columns=chosen)
+        if draws is None:
+            filled = tables.completed(frame, chosen, fitted.impute(holed, seed=seed))
+        else:
+            parts = fitted.impute(holed, draws=draws, seed=seed, bootstrap=bootstrap)
+            filled = pd.concat({draw: tables.completed(frame, chosen, part) for draw, part in enumerate(parts)}, names=["draw"])
+            filled = filled.reset_index("draw")
+            filled = filled if tables.labelled(frame) else filled.reset_index(drop=True)
+    _deliver(filled, out, f"{int((~holed.observed).sum())} missing entries of {holed.n_rows} rows are filled in", json)
 
 
 @app.command()
@@ -241,6 +286,7 @@ def laws(
     set_: Options = None,
     seed: Seed = 0,
     columns: Columns = None,
+    context: Context = None,
     rescale: Rescale = False,
     json: Json = False,
 ) -> None:
@@ -258,7 +304,7 @@ def laws(
         import ppvae
 
         checked = _model(model, set_)
-        found = ppvae.laws.check(checked, _data(data, rescale, columns), seed=seed)
+        found = ppvae.laws.check(checked, _data(data, rescale, columns, context), seed=seed)
     if json:
         terminal.show_json({"model": checked.describe(), "table": found.table})
     else:
@@ -331,10 +377,21 @@ def _model(name: str, options: list[str] | None) -> "Model":
     return load_model(name, **pairs(options or []))
 
 
-def _data(name: str, rescale: bool, columns: str | None) -> "Data":
+def _data(name: str, rescale: bool, columns: str | None, context: str | None) -> "Data":
     from ppvae.registry import load_data
 
-    return load_data(name, rescale=rescale, columns=[c.strip() for c in columns.split(",")] if columns else None)
+    return load_data(name, rescale=rescale, columns=_split(columns), context=_split(context))
+
+
+def _split(names: str | None) -> list[str] | None:
+    return [name.strip() for name in names.split(",")] if names else None
+
+
+def _numbers(words: str | None) -> list[float] | None:
+    try:
+        return None if words is None else [float(word) for word in words.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--context takes numbers with commas between, not {words!r}") from error
 
 
 def _dtype(name: str | None) -> "torch.dtype | None":
@@ -359,6 +416,20 @@ def _scored(fit: "Fit", data: "Data") -> "pd.DataFrame":
         row["log_likelihood_se"] = evidence.mean_standard_error
     row |= {"elbo": float(fit.elbo(data).mean()), "kl": float(fit.kl(data).mean()), "steps": fit.steps, "seconds": fit.seconds}
     return pd.DataFrame([row])
+
+
+def _deliver(table: "pd.DataFrame", out: Path | None, done: str, json: bool) -> None:
+    """Write the table to `out`, or print it; say what is done."""
+    from ppvae import tables, terminal
+
+    if out:
+        tables.write_table(table, out)
+    if json:
+        terminal.show_json({"table": table, "file": _word(out)})
+    elif out:
+        terminal.say(f"{done}: {out}.")
+    else:
+        print(tables.to_csv(table), end="")
 
 
 def _word(path: Path | None) -> str | None:

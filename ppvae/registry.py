@@ -19,6 +19,9 @@ from zlib import crc32
 from ppvae.messages import unknown
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
     from ppvae.data import Data
     from ppvae.model import Model
 
@@ -84,27 +87,66 @@ def load_methods(words: str) -> list[Any]:
     return [load_method(name.strip(), **pairs(options)) for name, *options in parts]
 
 
-def load_data(source: str | Path, rescale: bool = False, columns: Sequence[str] | None = None) -> "Data":
+def load_data(
+    source: str | Path, rescale: bool = False, columns: Sequence[str] | None = None, context: Sequence[str] | None = None
+) -> "Data":
     """The bundled data set called `source`, or the table in the .csv, .npy or .parquet file `source`.
 
     rescale: map the values onto [0, 1] (`Data.rescaled`).  columns: the features to take; for an .npy file, the names to give.
+    context: columns that a conditional model is given: numbers as they are, words as a column of 0 and 1 for each word; "labels" stands
+    for the known classes of a bundled data set.
     Raises ValueError for an unknown name, a file that is missing and a table that cannot be used (see `ppvae.tables.read_table`).
 
     >>> load_data("faithful")
     Data(faithful: 272 rows x 2 features)
+    >>> load_data("iris", context=["labels"]).context.shape
+    torch.Size([150, 3])
     """
     from ppvae import datasets
     from ppvae.data import Data
 
-    path, bundled = Path(source), str(source) in datasets.DATASETS
-    if not bundled and (path.suffix or path.exists()):
-        data = Data(path, columns=columns, name=path.stem)
-    else:
+    path = Path(source)
+    if not _is_file(source):
         known = datasets.find(str(source))
         table, labels = known.read()
+        given = None if context is None else _context(table, labels, context)
         # A choice of pixels is no picture.
-        data = Data(table, columns=columns, name=str(source), labels=labels, image_shape=None if columns else known.image_shape)
+        shape = None if columns else known.image_shape
+        data = Data(table, given, columns or _but(table, context), name=str(source), labels=labels, image_shape=shape)
+    elif context is None:
+        data = Data(path, columns=columns, name=path.stem)
+    else:
+        table = load_frame(source)
+        data = Data(table, _context(table, None, context), columns or _but(table, context), name=path.stem)
     return data.rescaled() if rescale else data
+
+
+def _context(table: "pd.DataFrame", labels: "np.ndarray | None", names: Sequence[str]) -> "pd.DataFrame":
+    import pandas as pd
+
+    known = table if labels is None else table.assign(labels=labels.astype(str))
+    for name in names:
+        if name not in known.columns:
+            raise unknown("context column", name, known.columns)
+    return pd.get_dummies(known[list(names)], dtype=float)
+
+
+def _but(table: "pd.DataFrame", context: Sequence[str] | None) -> list[str]:
+    return [name for name in table.columns if name not in (context or ())]
+
+
+def load_frame(source: str | Path) -> "pd.DataFrame":
+    """The table that `load_data` would read, as it came: text columns, dtypes and all. Raises ValueError as `load_data` does."""
+    from ppvae import datasets, tables
+
+    return tables.read_frame(Path(source)) if _is_file(source) else datasets.find(str(source)).read()[0]
+
+
+def _is_file(source: str | Path) -> bool:
+    """Whether this is meant as a path: a data set's name wins over a folder of that name."""
+    from ppvae.datasets import DATASETS
+
+    return str(source) not in DATASETS and (Path(source).suffix != "" or Path(source).exists())
 
 
 def source_of(model: "Model") -> str:

@@ -58,6 +58,33 @@ def read_table(source, columns: Sequence[str] | None = None) -> Table:
     return _from_frame(frame, columns, where)
 
 
+def read_frame(path: Path) -> pd.DataFrame:
+    """Everything that a .csv, .npy or .parquet file holds, text columns too, with the names that `read_table` gives.
+
+    Raises ValueError for a file that is missing, empty or not a table.
+    """
+    content = _read_file(path)
+    frame = _as_frame(content)
+    if frame is None:
+        table = _from_array(np.asarray(content), None, path.name)
+        return pd.DataFrame(table.values, columns=list(table.columns))
+    return frame.set_axis(_names(frame), axis=1)
+
+
+def completed(frame: pd.DataFrame, columns: Sequence[str], values: np.ndarray) -> pd.DataFrame:
+    """`frame` with the missing entries of `columns` taken from `values` (N, D); rows, other columns and their dtypes as they were.
+
+    >>> completed(pd.DataFrame({"a": [1, 2], "b": [0.5, None]}), ["a", "b"], np.array([[1.0, 0.5], [2.0, 0.7]])).to_dict("list")
+    {'a': [1, 2], 'b': [0.5, 0.7]}
+    """
+    frame = frame.copy()
+    for name, column in zip(columns, values.T, strict=True):
+        missing = frame[name].isna()
+        if missing.any():
+            frame[name] = frame[name].where(~missing, column)
+    return frame
+
+
 def check_destination(path: Path) -> None:
     """Raise ValueError for a place where `write_table` could not write a new file."""
     if path.suffix.lower() not in (".csv", ".npy", ".parquet"):
@@ -69,7 +96,7 @@ def check_destination(path: Path) -> None:
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a frame, without its index, to a new .csv, .npy or .parquet file: whole, or not at all.
+    """Write a frame to a new .csv, .npy or .parquet file: whole, or not at all. Row labels are kept where there are any.
 
     Raises ValueError where `check_destination` does.
     """
@@ -77,17 +104,26 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     with TemporaryDirectory(dir=path.absolute().parent) as scratch:
         made = Path(scratch) / path.name
         if path.suffix.lower() == ".csv":
-            frame.to_csv(made, index=False)
+            made.write_text(to_csv(frame), encoding="utf-8")
         elif path.suffix.lower() == ".npy":
-            np.save(made, frame.to_numpy())
+            np.save(made, read_table(frame).values)
         else:
-            frame.to_parquet(made, index=False)
+            frame.to_parquet(made, index=labelled(frame))
         made.rename(path)
 
 
+def to_csv(frame: pd.DataFrame) -> str:
+    """A frame as the text of a .csv file, its row labels first where it has any."""
+    return frame.to_csv(index=labelled(frame), lineterminator="\n")
+
+
+def labelled(frame: pd.DataFrame) -> bool:
+    """Whether a frame's rows have labels other than their numbers."""
+    return not frame.index.equals(pd.RangeIndex(len(frame)))
+
+
 def _from_frame(frame: pd.DataFrame, columns: Sequence[str] | None, where: str) -> Table:
-    numbered = frame.columns.tolist() == list(range(len(frame.columns)))
-    names = [f"x{i}" for i in frame.columns] if numbered else [str(c) for c in frame.columns]
+    names = _names(frame)
     _check_names(names, where)
     if columns is not None:
         for column in columns:
@@ -99,6 +135,12 @@ def _from_frame(frame: pd.DataFrame, columns: Sequence[str] | None, where: str) 
     _check_numeric(frame, names, where)
     values = np.column_stack([_numbers(frame.iloc[:, i]) for i in range(len(names))])
     return Table(_finite(values, names, where), tuple(names), frame.index)
+
+
+def _names(frame: pd.DataFrame) -> list[str]:
+    """The names of a frame's columns; x0, x1, ... where it has none."""
+    unnamed = frame.columns.equals(pd.RangeIndex(len(frame.columns)))
+    return [f"x{name}" if unnamed else str(name) for name in frame.columns]
 
 
 def _from_array(array: np.ndarray, columns: Sequence[str] | None, where: str) -> Table:
@@ -149,7 +191,7 @@ def _as_array(source, where: str) -> np.ndarray:
         source = source.detach().cpu()
         source = source.double() if source.is_floating_point() else source  # numpy has no bfloat16
     if isinstance(source, np.ma.MaskedArray):
-        return source.astype(np.float64).filled(np.nan)
+        return np.ma.filled(source.astype(np.float64), np.nan)
     try:
         array = np.asarray(source)
     except (ValueError, TypeError) as error:
@@ -190,8 +232,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
     header = _is_header(first)
     if header:
         _check_names([name for name in first if name], "its header")
-    labelled = header and first[0] == ""
-    return pd.read_csv(path, header=0 if header else None, index_col=0 if labelled else None, skipinitialspace=True, low_memory=False)
+    return pd.read_csv(
+        path,
+        header=0 if header else None,
+        index_col=0 if header and first[0] == "" else None,
+        skipinitialspace=True,
+        low_memory=False,  # one dtype a column, not one a chunk
+        float_precision="round_trip",
+    )
 
 
 def _is_header(first: list[str]) -> bool:

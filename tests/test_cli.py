@@ -166,6 +166,42 @@ def test_columns_and_rescale_reach_the_fit(run):
     assert json.loads(ran.out)["parameters"]["mean"] == pytest.approx([0.275, 0.45])
 
 
+def test_impute_fills_the_holes_and_nothing_else(run, tmp_path):
+    assert run("fit ppca airquality --set n_latents=1 --out air").code == 0
+    holes = pd.DataFrame(
+        {"Temp": [67, 70], "kind": ["a", "b"], "Wind": [7.4, None], "Ozone": [None, 30.0], "Solar.R": [190, 100]}, ["p", "q"]
+    )
+    holes.to_csv("holes.csv")
+    ran = run("impute air holes.csv")
+    filled = pd.read_csv(StringIO(ran.out), index_col=0)
+    assert not filled.isna().any(axis=None)
+    assert (ran.code, list(filled.columns), list(filled.index)) == (0, list(holes.columns), ["p", "q"])
+    pd.testing.assert_frame_equal(filled.where(holes.notna()), holes.where(holes.notna()), check_dtype=False)
+    assert filled["Temp"].dtype == int  # as it came
+
+    ran = run("impute air holes.csv --draws 3 --out drawn.parquet")
+    assert (ran.code, ran.out) == (0, "2 missing entries of 2 rows are filled in: drawn.parquet.\n")
+    drawn = pd.read_parquet("drawn.parquet")
+    assert drawn["draw"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert drawn.index.tolist() == ["p", "q"] * 3
+    assert drawn.loc["p", "Ozone"].nunique() == 3
+    assert drawn.loc["q", "Ozone"].unique().tolist() == [30.0]
+    ran = run("impute air airquality --draws 2")
+    assert len(pd.read_csv(StringIO(ran.out))) == 2 * 153
+
+    assert "the fit knows 4 features" in run("impute air faithful").err
+    assert "exists already" in run("impute air holes.csv --out holes.csv").err
+
+
+def test_a_conditional_model_gets_its_context(run):
+    fit = "fit cvae iris --set likelihood=gaussian --set hidden=4 --method svi:steps=5:compile=false"
+    assert run(f"{fit} --context labels --out q").code == 0
+    assert run("sample q -n 3 --context 0,1,0").out.count("\n") == 4
+    assert "--context takes numbers" in run("sample q --context virginica").err
+    assert "context of 3 columns" in run("check q iris").err
+    assert "unknown context column 'label': did you mean 'labels'" in run(f"{fit} --context label --out r").err
+
+
 def test_the_lists(run):
     listed = json.loads(run("models --json").out)["models"]
     assert {"gmm", "ppca", "vae"} <= {row["model"] for row in listed}

@@ -64,6 +64,16 @@ def test_a_file_is_named_by_its_stem_and_columns_choose(tmp_path):
         ppvae.load_data(str(tmp_path / "table.csv"))
 
 
+def test_context_columns_are_coded_and_left_out_of_the_features(tmp_path):
+    pd.DataFrame({"a": [1, 2, 3], "kind": ["q", "p", "q"], "dose": [0.5, 1, 2]}).to_csv(tmp_path / "table.csv", index=False)
+    data = ppvae.load_data(tmp_path / "table.csv", context=["dose", "kind"])
+    assert data.columns == ("a",)
+    assert data.context.tolist() == [[0.5, 0, 1], [1, 1, 0], [2, 0, 1]]
+    digits = ppvae.load_data("digits", context=["labels"])
+    assert (digits.n_features, digits.image_shape) == (64, (8, 8))
+    assert digits.context.argmax(1).tolist() == digits.labels.tolist()
+
+
 def test_missing_entries_become_a_mask():
     data = Data([[1.0, np.nan], [3.0, 4.0], [5.0, 8.0]])
     assert data.x.tolist() == [[1, 0], [3, 4], [5, 8]]

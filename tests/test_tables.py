@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from ppvae.tables import read_table
+from ppvae.tables import completed, read_frame, read_table, write_table
 
 nan = float("nan")
 
@@ -110,6 +110,27 @@ def test_npy_and_parquet(tmp_path):
     table = read_table(tmp_path / "a.parquet")
     np.testing.assert_array_equal(table.values, [[1], [nan]])
     assert list(table.index) == ["p", "q"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_frame_is_written_and_read_as_it_was(tmp_path, name):
+    for frame in (
+        pd.DataFrame({"a": [1, 2], "kind": ["p", "q"], "b": [0.1, 1 / 3]}),
+        pd.DataFrame({"a": [1, 2], "b": [0.1, 1 / 3]}, index=["p", "q"]),
+    ):
+        write_table(frame, tmp_path / name)
+        pd.testing.assert_frame_equal(read_frame(tmp_path / name), frame)
+        with pytest.raises(ValueError, match="exists already"):
+            write_table(frame, tmp_path / name)
+        (tmp_path / name).unlink()
+
+
+def test_only_holes_are_completed():
+    frame = pd.DataFrame({"a": [1, 2], "b": pd.array([True, None], "boolean"), "c": np.array([0.5, nan], np.float32)})
+    filled = completed(frame, ["a", "c"], np.array([[9.0, 9.0], [9.0, 0.25]]))
+    pd.testing.assert_frame_equal(filled[["a", "b"]], frame[["a", "b"]])
+    assert filled["c"].tolist() == [0.5, 0.25]
+    assert filled["c"].dtype == np.float32
 
 
 @pytest.mark.parametrize(
