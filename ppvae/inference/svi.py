@@ -280,7 +280,8 @@ class Training:
                     self.converged = False
                     self.status = (
                         f"stopped: the {self.title} was no longer finite by step {self.done} "
-                        f"(the parameters are those of step {self.history[-1]['step']}); try a lower learning_rate than {self.peak:g}, more particles or another seed"
+                        f"(the parameters are those of step {self.history[-1]['step']}); "
+                        f"try a lower learning_rate than {self.peak:g}, more particles or another seed"
                     )
                     return
                 losses, last_good = [], self._state()
