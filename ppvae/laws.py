@@ -44,7 +44,7 @@ from ppvae.scores import exact_log_marginal
 
 ROWS = 200
 ROUNDING = 1e-8  # relative, float64: a few thousand operations of one part in 10^16, and solves of condition up to 10^4
-GRADIENT = 1e-4  # nats per row and unit of theta: EM stops where a step gains 1e-15, and is then within some 1e-12 of the top
+GRADIENT = 1e-4  # of log p(x), per unit of theta: EM stops where a step gains 1e-15 of it, and is then within some 1e-12 of the top
 
 
 class NotApplicable(Exception):
@@ -174,8 +174,9 @@ def ascent(bench: Bench) -> tuple[float, float]:
         raise NotApplicable("EM ended on a floor, where the gradient need not vanish")
     free = [p for p in theta.parameters() if p.requires_grad]
     with torch.enable_grad():
-        gradients = torch.autograd.grad(exact.log_marginal(theta, bench.batch).mean(), free)
-    return max(float(g.abs().max()) for g in gradients), GRADIENT
+        top = exact.log_marginal(theta, bench.batch).mean()
+        gradients = torch.autograd.grad(top, free)
+    return max(float(g.abs().max()) for g in gradients), GRADIENT * max(1.0, abs(float(top.detach())))
 
 
 def coverage(bench: Bench) -> tuple[float, float]:
