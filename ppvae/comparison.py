@@ -173,7 +173,7 @@ def compare(
 ) -> Comparison:
     """Fit a model by several methods from the same starts, and score them alike.
 
-    methods: config objects, or words as on the command line ("em, svi(steps=500)"); None: all that the model allows of ClosedForm, EM and
+    methods: config objects, or words as on the command line ("em,svi:steps=500"); None: all that the model allows of ClosedForm, EM and
     SVI.  seeds: starts 0 to seeds - 1, each shared by all methods.  holdout: a share of the rows kept out of training and scored.
     holdout_entries: a share of the training rows' entries hidden from the fits and scored (nats and rms error for each hidden entry).
     The rest as in `ppvae.fit`.
