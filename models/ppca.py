@@ -63,6 +63,8 @@ class PPCA(Model):
             raise ValueError(f"n_latents must be at least 1, not {self.n_latents}")
 
     def check(self, data: Data) -> None:
+        if len(data.constant) == data.n_features:
+            raise ValueError("every column is constant, so there is no variance to explain: give rows that differ")
         if self.n_latents >= data.n_features:
             raise ValueError(f"n_latents={self.n_latents} must be below the number of features, {data.n_features}: choose fewer latents")
 

@@ -4,7 +4,6 @@ Everything is imported on first use, so that `import ppvae` and `ppvae --help` a
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
 _HOME = {
     "Data": "ppvae.data",
@@ -32,21 +31,26 @@ _MODULES = ("models", "laws", "report", "guides", "distributions", "datasets")
 
 __all__ = [*_HOME, *_MODULES, "__version__"]  # noqa: PLE0604 - every name is a string
 
-try:
-    __version__ = version("ppvae")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0.0.0"
-
-
 def __getattr__(name: str):
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
     elif name in _MODULES:
         value = import_module(f"ppvae.{name}")
+    elif name == "__version__":
+        value = _version()
     else:
         raise AttributeError(f"module 'ppvae' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
+    try:
+        return version("ppvae")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0.0.0"
 
 
 def __dir__() -> list[str]:

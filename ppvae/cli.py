@@ -280,6 +280,34 @@ def impute(
 
 
 @app.command()
+def graph(
+    model: ModelName,
+    data: Annotated[str, typer.Argument(help="Data to run the story on once.", metavar="[DATA]")] = "iris",
+    set_: Options = None,
+    columns: Columns = None,
+    context: Context = None,
+    rescale: Rescale = False,
+    out: Annotated[Path | None, typer.Option(help="Write the drawing to a new .svg file (needs Graphviz).")] = None,
+) -> None:
+    """Show a story as a directed graph, and the factorisation that it implies.
+
+    \b
+    Example:
+      ppvae graph gmm faithful --set n_components=3 --out gmm.svg
+    """
+    from ppvae.program.graph import graph as read
+
+    if out is not None and (out.suffix.lower() != ".svg" or out.exists() or not out.absolute().parent.is_dir()):
+        raise ValueError(f"cannot write {out}: name a new .svg file in a folder that exists")
+    drawn = read(_model(model, set_), _data(data, rescale, columns, context))
+    if out is None:
+        typer.echo(drawn.text)
+    else:
+        out.write_text(drawn.svg())
+        typer.echo(f"The graph is in {out}.")
+
+
+@app.command()
 def laws(
     model: ModelName,
     data: DataName,

@@ -76,9 +76,6 @@ class Data:
         self.image_shape: tuple[int, int] | None = image_shape or getattr(table, "image_shape", None)
         self.index = getattr(table, "index", None)
         self.context = None if context is None else _as_context(context, len(values))
-        empty = [c for c, seen in zip(self.columns, self.observed.any(0).tolist(), strict=True) if not seen]
-        if empty:
-            raise ValueError(f"no entry of column {few(empty)} is observed: drop it")
 
     @property
     def n_rows(self) -> int:
@@ -103,12 +100,12 @@ class Data:
     @cached_property
     def mean(self) -> Tensor:
         """(D,): the mean of each column's observed entries."""
-        return self.x.sum(0) / self.observed.sum(0)
+        return self.x.sum(0) / self.observed.sum(0).clamp(min=1)
 
     @cached_property
     def variance(self) -> Tensor:
         """(D,): the variance of each column's observed entries, divisor n."""
-        return (torch.where(self.observed, self.x - self.mean, 0.0) ** 2).sum(0) / self.observed.sum(0)
+        return (torch.where(self.observed, self.x - self.mean, 0.0) ** 2).sum(0) / self.observed.sum(0).clamp(min=1)
 
     @cached_property
     def scale(self) -> Tensor:
@@ -117,6 +114,11 @@ class Data:
         # A constant column's mean is rounded, so its spread is not exactly zero.
         constant = spread <= 8 * torch.finfo(self.dtype).eps * self.mean.abs()
         return torch.where(constant, torch.ones_like(spread), spread)
+
+    @cached_property
+    def unobserved(self) -> tuple[str, ...]:
+        """The names of columns of which nothing is observed: nothing can be learnt of them, though a fit may say what they could be."""
+        return tuple(c for c, seen in zip(self.columns, self.observed.any(0).tolist(), strict=True) if not seen)
 
     @cached_property
     def constant(self) -> tuple[str, ...]:
@@ -159,6 +161,15 @@ class Data:
             None if self.labels is None else np.asarray(self.labels)[chosen],
             None if self.index is None else self.index[chosen],
         )
+
+    def in_order(self, columns: tuple[str, ...]) -> "Data":
+        """The same rows with the columns in this order; self where it is theirs already, or where the names are not the same."""
+        if self.columns == columns or set(self.columns) != set(columns):
+            return self
+        order = [self.columns.index(c) for c in columns]
+        other = self._like(self.x[:, order], self.observed[:, order], self.context, self.labels, self.index)
+        other.columns = columns
+        return other
 
     def hiding(self, hidden: Tensor) -> "Data":
         """The same rows with the entries marked in `hidden` (N, D) bool missing too."""

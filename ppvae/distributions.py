@@ -1,7 +1,7 @@
 """Distributions for stories: normals and counts that take a mask, batched over rows. Usable in any Pyro program.
 
 An entry that is not observed is marginalised: it is never read, and log_prob is that of the observed entries. `conditional` and
-`complete` say what the missing entries may be. ±inf is a value like any other here (and scores -inf), never "missing".
+`complete` say what the missing entries may be. ±inf is never read as "missing": the score of such a value is not finite.
 """
 
 import torch

@@ -21,6 +21,7 @@ from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedNormal
 from ppvae.inference.method import seeded
 from ppvae.program.joint import log_joint, random_sites
+from ppvae.tables import completed
 
 if TYPE_CHECKING:
     from ppvae.inference.result import Fit
@@ -214,19 +215,12 @@ def coverage(fit: "Fit", data: Data, share: float = 0.1, draws: int = 200, level
 def like_source(values: np.ndarray, source: object, data: Data) -> object:
     """A completed table in the form in which it came: a pandas or polars frame with its columns, index and dtypes, else an array."""
     if isinstance(source, pd.DataFrame):
-        frame = pd.DataFrame(values, columns=source.columns, index=source.index)
-        whole = {c: source[c].dtype for c in source.columns if _fits(source[c].dtype, frame[c])}
-        return frame.astype(whole)
-    if type(source).__module__.split(".")[0] == "polars":
-        return type(source)(dict(zip(data.columns, values.T, strict=True)))  # type: ignore[call-arg]
+        return completed(source, data.columns, values)
+    if hasattr(source, "with_columns"):  # polars
+        holes = ~data.observed.cpu().numpy()
+        filled = [type(source[name])(name, values[:, i]) for i, name in enumerate(data.columns) if holes[:, i].any()]
+        return source.with_columns(filled)
     return values
-
-
-def _fits(dtype: object, column: pd.Series) -> bool:
-    """Whether a completed column can go back to its dtype without losing digits."""
-    if pd.api.types.is_float_dtype(dtype):
-        return True
-    return bool(pd.api.types.is_integer_dtype(dtype) and np.all(column == column.round()))
 
 
 __all__ = ["Pooled", "bootstrapped_draws", "conditional_mean", "coverage", "like_source", "pool", "proper_draws"]

@@ -1,5 +1,6 @@
 """Model: what a model file must give (a story and a start), and what it may give."""
 
+import re
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,11 +29,11 @@ class Model:
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         """A start for theta at the data's own scale, random through `generator` alone."""
-        raise TypeError(f"{self.name}: a model file must define init(self, data, generator)")
+        raise ValueError(f"{self.name}: a model file must define init(self, data, generator)")
 
     def model(self, theta: Parameters, batch: Batch) -> None:
         """The story: a Pyro model function."""
-        raise TypeError(f"{self.name}: a model file must define the story, model(self, theta, batch)")
+        raise ValueError(f"{self.name}: a model file must define the story, model(self, theta, batch)")
 
     def guide(self, data: Data) -> "Guide | None":
         """An amortized guide network, called with a batch; or a family of `ppvae.guides` to build from the story (None: the diagonal one)."""
@@ -51,7 +52,8 @@ class Model:
 
     @property
     def name(self) -> str:
-        return type(self).__name__.lower()
+        """The class's name in snake case, as the command line spells it."""
+        return re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
     def guided_component(self) -> bool:

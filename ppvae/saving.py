@@ -90,12 +90,12 @@ def load(folder: str | Path) -> Fit:
     try:
         about = json.loads((folder / FILES[0]).read_text())
         if about["format"] != FORMAT:
-            raise ValueError(f"{folder} was saved in format {about['format']}, this version reads format {FORMAT}")
+            raise ValueError(f"it was saved in format {about['format']}, this version reads format {FORMAT}")
         tensors = load_file(folder / FILES[1])
         history = pd.read_csv(folder / FILES[2])
         return _rebuild(about, tensors, history)
-    except UNREADABLE as error:
-        raise ValueError(f"{folder} is damaged or not a saved fit ({type(error).__name__}: {str(error).splitlines()[0][:120]})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged or not a saved fit ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
 
 
 def _rebuild(about: dict[str, Any], tensors: dict[str, torch.Tensor], history: pd.DataFrame) -> Fit:

@@ -90,9 +90,18 @@ def test_a_constant_column_has_scale_one():
     assert data.constant == ("x0",)
 
 
-def test_a_wholly_missing_column_is_refused_by_name():
+def test_a_wholly_missing_column_is_refused_by_name_where_something_is_to_be_learnt():
+    data = Data(pd.DataFrame({"a": [1.0, 2.0], "hole": [np.nan, np.nan]}))
+    assert data.unobserved == ("hole",)
     with pytest.raises(ValueError, match="hole"):
-        Data(pd.DataFrame({"a": [1.0, 2.0], "hole": [np.nan, np.nan]}))
+        ppvae.fit(ppvae.models.PPCA(1), data)
+
+
+def test_columns_come_in_the_order_of_the_fit():
+    iris = ppvae.load_data("iris")
+    fit = ppvae.fit(ppvae.models.PPCA(1), iris)
+    turned = Data(iris.frame().iloc[:, ::-1])
+    np.testing.assert_array_equal(fit.log_likelihood(turned), fit.log_likelihood(iris))
 
 
 def test_batches_carry_the_scale_and_cover_every_row_once():

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -13,8 +14,10 @@ from ppvae.inference.em import EM
 from ppvae.inference.method import Method, Progress, Task, seeded
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
+from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
+from ppvae.program.joint import sites_of
 
 
 def fit(
@@ -53,6 +56,8 @@ def fit(
 
 def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data:
     """The data checked against the model, on the device of the fit."""
+    if data.unobserved:
+        raise ValueError(f"no entry of column {few(data.unobserved)} is observed: drop it")
     model.check(data)
     if device is not None:
         check_device(device)
@@ -62,6 +67,13 @@ def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data
 def precision(theta: Parameters) -> torch.dtype:
     """float32 where theta holds networks, whose training is noisy anyway; float64 for exact work."""
     return torch.float32 if any(True for _ in theta.children()) else torch.float64
+
+
+def check_story(model: Model, theta: Parameters, data: Data) -> None:
+    """Raise ValueError for a story that does not observe the rows."""
+    sites = sites_of(partial(model.model, theta), data.batch(torch.arange(min(2, data.n_rows), device=data.device)))
+    if not any(site["is_observed"] for site in sites.values()):
+        raise ValueError(f"{model.name}: the story observes nothing: add pyro.sample('x', ..., obs=batch.x) inside batch.rows")
 
 
 def check_device(device: str | torch.device) -> None:
@@ -101,6 +113,7 @@ def run(
     if reason:
         raise ValueError(reason)
     theta = copy.deepcopy(theta).to(data.dtype)
+    check_story(model, theta, data)
     began = time.perf_counter()
     with seeded(seed, data.device):
         outcome = method.run(Task(model, data, theta, copy.deepcopy(guide), seed, progress or (lambda done, total, note: None)))

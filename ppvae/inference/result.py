@@ -78,7 +78,7 @@ class Fit:
         if width is not None and (data.context is None or data.context.shape[1] != width):
             found = "none" if data.context is None else f"one of {data.context.shape[1]}"
             raise ValueError(f"the fit was made with a context of {width} columns, the data have {found}: give Data(x, context=...) the same")
-        return data.to(self.dtype, self.device)
+        return data.in_order(self.trained_on.columns).to(self.dtype, self.device)
 
     def log_likelihood(self, data: object, draws: int = 1000, seed: int = 0) -> Scores:
         """(N,) nats per row, log p(x_n | theta) of the observed entries: exact where the model is, else importance-sampled (`.how`)."""

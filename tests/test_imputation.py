@@ -1,0 +1,244 @@
+"""Imputation: conditional means against regression formulas, proper draws, coverage, pooling, hidden entries."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+
+import ppvae
+from ppvae.criticism import missingness
+from ppvae.distributions import MaskedLowRankNormal, MaskedMultivariateNormal
+from ppvae.models import GMM, PPCA, VAE
+
+RANDOM = np.random.default_rng(7)
+
+
+@pytest.fixture(scope="module")
+def half_missing():
+    """Gold D10: iris standardised, half of the entries removed by the published recipe; (truth, table, mask)."""
+    x = ppvae.load_data("iris").numpy()
+    x = (x - x.mean(0)) / x.std(0)
+    state = np.random.RandomState(1234)  # noqa: NPY002 - the published recipe's generator
+    mask = np.zeros(x.size, dtype=bool)
+    mask[state.choice(x.size, x.size // 2, replace=False)] = True
+    mask = mask.reshape(x.shape)
+    return x, np.where(mask, np.nan, x), mask
+
+
+def mean_square(fit, case):
+    truth, table, mask = case
+    return float(((fit.impute(table) - truth)[mask] ** 2).mean())
+
+
+class TestGoldD10:
+    def test_gaussian(self, half_missing):
+        fit = ppvae.fit(GMM(1), half_missing[1], ppvae.EM(acceleration="squarem"))
+        assert mean_square(fit, half_missing) == pytest.approx(0.40726, abs=1e-3)
+
+    def test_ppca(self, half_missing):
+        fit = ppvae.fit(PPCA(2), half_missing[1], ppvae.EM(acceleration="squarem"))
+        assert mean_square(fit, half_missing) == pytest.approx(0.4370, abs=1e-3)
+
+    def test_column_means_are_worse(self, half_missing):
+        """The negative twin: what filling in means gives does not pass for a model's imputation."""
+        truth, table, mask = half_missing
+        assert float(((np.nanmean(table, 0) - truth) ** 2)[mask].mean()) == pytest.approx(0.9777, abs=0.01)
+
+
+def dense_mean(theta_mean, covariance, row):
+    seen = ~np.isnan(row)
+    if not seen.any():
+        return theta_mean
+    gain = covariance[:, seen] @ np.linalg.inv(covariance[np.ix_(seen, seen)])
+    return np.where(seen, row, theta_mean + gain @ (row[seen] - theta_mean[seen]))
+
+
+class TestConditionalMean:
+    def test_ppca_is_regression(self):
+        table = RANDOM.standard_normal((40, 5)) @ RANDOM.standard_normal((5, 5))
+        table[RANDOM.random(table.shape) < 0.4] = np.nan
+        table[3] = np.nan
+        fit = ppvae.fit(PPCA(2), table, ppvae.EM(max_steps=30))
+        w, m, v = (fit.params[n] for n in ("loadings", "mean", "noise_variance"))
+        expected = np.stack([dense_mean(m, w @ w.T + v * np.eye(5), row) for row in table])
+        np.testing.assert_allclose(fit.impute(table), expected, atol=1e-9)
+
+    def test_mixture_weighs_its_components(self):
+        air = ppvae.load_data("airquality")
+        fit = ppvae.fit(GMM(2), air)
+        params, whole = fit.params, fit.impute(air)
+        weights = fit.posterior(air).log_weights.exp().numpy()
+        parts = np.stack([[dense_mean(m, c, row) for row in air.numpy()] for m, c in zip(params["means"], params["covariances"], strict=True)])
+        np.testing.assert_allclose(whole, np.einsum("nk,knd->nd", weights, parts), rtol=1e-9)
+
+    @pytest.mark.parametrize("covariance", ["tied", "diag", "spherical"])
+    def test_observed_entries_stay(self, covariance):
+        air = ppvae.load_data("airquality")
+        fit = ppvae.fit(GMM(2, covariance=covariance), air, ppvae.EM(max_steps=20))
+        seen = air.observed.numpy()
+        np.testing.assert_array_equal(fit.impute(air)[seen], air.numpy()[seen])
+
+
+class TestDraws:
+    def test_moments_are_the_conditional_ones(self):
+        """Mean and variance of 4000 draws of one row against the regression formulas, 4 Monte Carlo standard errors."""
+        fit = ppvae.fit(GMM(1), ppvae.load_data("iris"))
+        row = np.array([[5.0, np.nan, np.nan, 0.2]])
+        draws = fit.impute(row, draws=4000, seed=3)[:, 0]
+        covariance, seen = fit.params["covariances"][0], np.array([True, False, False, True])
+        gain = covariance[np.ix_(~seen, seen)] @ np.linalg.inv(covariance[np.ix_(seen, seen)])
+        left = covariance[np.ix_(~seen, ~seen)] - gain @ covariance[np.ix_(seen, ~seen)]
+        expected = fit.params["means"][0][~seen] + gain @ (row[0, seen] - fit.params["means"][0][seen])
+        spread = np.sqrt(np.diag(left))
+        assert (np.abs(draws[:, ~seen].mean(0) - expected) < 4 * spread / math.sqrt(4000)).all()
+        assert (np.abs(draws[:, ~seen].var(0) - spread**2) < 4 * spread**2 * math.sqrt(2 / 4000)).all()
+        assert (draws[:, seen] == row[0, seen]).all()
+
+    def test_seed(self, half_missing):
+        fit = ppvae.fit(PPCA(1), half_missing[1], ppvae.EM(max_steps=20))
+        first, second, other = (fit.impute(half_missing[1], draws=2, seed=s) for s in (1, 1, 2))
+        np.testing.assert_array_equal(first, second)
+        assert (first != other).any()
+
+    def test_bootstrap_is_wider(self):
+        """With theta drawn too, entries spread more: a small table, where theta is uncertain."""
+        table = RANDOM.standard_normal((12, 3)) @ RANDOM.standard_normal((3, 3))
+        table[0, 0] = np.nan
+        fit = ppvae.fit(GMM(1), table)
+        plain = fit.impute(table, draws=4000)[:, 0, 0]
+        wide = fit.impute(table, draws=60, bootstrap=True)[:, 0, 0]
+        assert wide.std() > plain.std() * (1 + 4 / math.sqrt(2 * 60))
+
+    def test_importance_weights(self, half_missing):
+        fit = ppvae.fit(VAE(1, hidden=(8,), likelihood="gaussian"), half_missing[1], ppvae.SVI(steps=200))
+        sizes = fit.imputation_sample_size(half_missing[1])
+        assert ((sizes >= 1) & (sizes <= 1000 * (1 + 1e-4))).all()
+        assert fit.impute(half_missing[1], draws=3).shape == (3, 150, 4)
+        assert np.isfinite(fit.impute(half_missing[1])).all()
+
+
+class TestCoverage:
+    @pytest.mark.parametrize("model", [PPCA(2), GMM(2)], ids=["ppca", "gmm"])
+    def test_on_data_of_the_model(self, model):
+        fit = ppvae.fit(model, ppvae.load_data("iris"))
+        found = ppvae.coverage(fit, fit.sample(1500, seed=5), share=0.2, draws=400).set_index("level")
+        assert 0.92 <= found.covered[0.95] <= 0.98
+        for level, row in found.iterrows():
+            # 4 binomial standard errors (entries of a row are not independent: twice as many), and the 400 draws' own quantile error
+            assert abs(row.covered - level) < 8 * row.standard_error + 4 * math.sqrt(level * (1 - level) / 400)
+
+    def test_a_fit_that_is_too_sure_fails(self):
+        fit = ppvae.fit(GMM(1), ppvae.load_data("iris"))
+        rows = fit.sample(1500, seed=5)
+        fit.theta.assign({"covariances": fit.theta.covariances.detach() / 4})
+        assert ppvae.coverage(fit, rows, share=0.2).covered.iloc[-1] < 0.92
+
+    def test_useless_share(self):
+        fit = ppvae.fit(PPCA(1), ppvae.load_data("iris"))
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            ppvae.coverage(fit, ppvae.load_data("iris"), share=1.5)
+
+
+class TestForms:
+    def test_pandas(self):
+        frame = ppvae.load_data("airquality").frame().astype({"Temp": int})
+        frame.index = [f"day {i}" for i in range(len(frame))]
+        whole = ppvae.fit(PPCA(1), frame, ppvae.EM(max_steps=20)).impute(frame)
+        assert list(whole.columns) == list(frame.columns)
+        assert whole.index.equals(frame.index)
+        assert whole.dtypes.equals(frame.dtypes)
+        assert not whole.isna().any().any()
+
+    def test_polars(self):
+        frame = pl.from_pandas(ppvae.load_data("airquality").frame())
+        whole = ppvae.fit(PPCA(1), frame, ppvae.EM(max_steps=20)).impute(frame)
+        assert isinstance(whole, pl.DataFrame)
+        assert whole.columns == frame.columns
+
+
+class TestPooling:
+    def test_rubin(self):
+        """Against the formulas written out for numbers small enough to do by hand."""
+        pooled = ppvae.pool([1.0, 2.0, 3.0], lambda t: (t, 0.5))
+        total = 0.5 + (1 + 1 / 3) * 1.0
+        share = (1 + 1 / 3) * 1.0 / total
+        assert pooled.estimate[0] == 2.0
+        assert pooled.standard_error[0] == pytest.approx(math.sqrt(total))
+        assert pooled.missing_information[0] == pytest.approx(share)
+        assert pooled.degrees_of_freedom[0] == pytest.approx(2 / share**2)
+        low, high = pooled.interval(0.95)
+        assert low < 2 < high
+
+    def test_mistakes(self):
+        with pytest.raises(ValueError, match="at least 2"):
+            ppvae.pool([1.0], lambda t: (t, 1.0))
+        with pytest.raises(ValueError, match="same shapes"):
+            ppvae.pool([1, 2], lambda t: (np.ones(t), np.ones(t)))
+        with pytest.raises(ValueError, match="variances of shape"):
+            ppvae.pool([1, 2], lambda t: (np.ones(2), 1.0))
+
+
+class TestMaskedDistributions:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_low_rank_is_dense(self, seed):
+        torch.manual_seed(seed)
+        factor, diagonal = torch.randn(3, 1, 6, 2, dtype=torch.float64), torch.rand(3, 1, 6, dtype=torch.float64) + 0.1
+        observed, x = torch.rand(20, 6) < 0.5, torch.randn(20, 6, dtype=torch.float64)
+        low = MaskedLowRankNormal(torch.zeros(6, dtype=torch.float64), factor, diagonal, observed)
+        dense = MaskedMultivariateNormal(low.loc, low.covariance_matrix, observed)
+        torch.testing.assert_close(low.log_prob(x), dense.log_prob(x), rtol=1e-10, atol=1e-10)
+        for ours, theirs in zip(low.conditional(x), dense.conditional(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+    def test_gradient(self):
+        observed = torch.tensor([[True, False, True], [False, False, False]])
+        x = torch.randn(2, 3, dtype=torch.float64)
+
+        def score(loc, factor, diagonal):
+            return MaskedLowRankNormal(loc, factor, diagonal.exp(), observed).log_prob(x)
+
+        inputs = (torch.zeros(3).double().requires_grad_(), torch.ones(3, 1).double().requires_grad_(), torch.zeros(3).double().requires_grad_())
+        assert torch.autograd.gradcheck(score, inputs)
+
+    def test_infinity_is_not_missing(self):
+        d = MaskedMultivariateNormal(torch.zeros(2), torch.eye(2), torch.tensor([True, True]))
+        assert not torch.isfinite(d.log_prob(torch.tensor([torch.inf, 0.0])))
+
+    def test_complete_keeps_and_draws(self):
+        torch.manual_seed(0)
+        covariance = torch.tensor([[1.0, 0.9], [0.9, 1.0]]).double()
+        d = MaskedMultivariateNormal(torch.zeros(2).double(), covariance, torch.tensor([True, False]))
+        drawn = d.complete(torch.tensor([2.0, 0.0]).double().expand(5000, 2))
+        assert (drawn[:, 0] == 2.0).all()
+        sd = math.sqrt(1 - 0.81)
+        assert abs(float(drawn[:, 1].mean()) - 1.8) < 4 * sd / math.sqrt(5000)
+        assert abs(float(drawn[:, 1].std()) - sd) < 4 * sd / math.sqrt(2 * 5000)
+
+
+class TestHiddenEntries:
+    def test_scores(self):
+        found = ppvae.compare(GMM(1), ppvae.load_data("iris"), [ppvae.EM()], holdout_entries=0.2)
+        row = found.table.iloc[0]
+        # A Gaussian predicts iris' entries far better than their columns' means and spreads do (rms 1, and some -1.4 nats).
+        assert row.hidden_rmse < 0.7
+        whole, train = found.hidden, found.data
+        gained = found.fits[0].log_likelihood(whole).sum() - found.fits[0].log_likelihood(train).sum()
+        assert row.hidden_log_likelihood == pytest.approx(gained / int((whole.observed & ~train.observed).sum()))
+
+
+class TestMissingness:
+    def test_plain_dependence_is_said(self):
+        frame = ppvae.load_data("iris").frame().rename(columns=lambda c: c.split(" (")[0])
+        frame.loc[frame["petal length"] > 4.8, "sepal width"] = np.nan
+        said = missingness.warning(ppvae.Data(frame))
+        assert said is not None
+        assert "sepal width" in said
+        assert "petal" in said
+
+    def test_chance_is_not(self):
+        frame = pd.DataFrame(np.random.default_rng(1).standard_normal((300, 4)))
+        assert missingness.warning(ppvae.Data(frame.mask(np.random.default_rng(2).random(frame.shape) < 0.2))) is None
+        assert missingness.warning(ppvae.Data(frame)) is None
