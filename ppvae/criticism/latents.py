@@ -38,8 +38,9 @@ class Latents:
     rate, mutual_information, marginal_kl: the three terms above; the second with its standard error, and at most log N for N rows.
     gaussian_kl: KL(N(m, C) || N(0, I)), m and C the moments of all codes together.
     reconstruction: the root mean square error of E[x | z] at each row's mean code, in the data's units.
-    generation: how far rows decoded from the prior lie from the nearest data row, as a multiple of how far data rows lie from each
-        other's nearest (medians).
+    generation, coverage: how far rows decoded from the prior lie from the nearest data row, and data rows from the nearest decoded one
+        (medians), as multiples of how far data rows lie from each other's nearest. The first grows where what is decoded is unlike the
+        data, the second also where it is all alike.
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -50,6 +51,7 @@ class Latents:
     gaussian_kl: float
     reconstruction: float
     generation: float
+    coverage: float
 
     @property
     def active(self) -> int:
@@ -69,7 +71,7 @@ class Latents:
     @property
     def scores(self) -> pd.Series:
         """The numbers of the whole code, to be set beside another fit's."""
-        names = ("reconstruction", "rate", "mutual_information", "marginal_kl", "gaussian_kl", "generation")
+        names = ("reconstruction", "rate", "mutual_information", "marginal_kl", "gaussian_kl", "generation", "coverage")
         return pd.Series({"active": float(self.active)} | {name: getattr(self, name) for name in names})
 
 
@@ -106,6 +108,7 @@ def examine(fit: "Fit", data: object, seed: int = 0) -> Latents:
         }
     )
     rate = float(whole.mean())
+    generation, coverage = _generation(fit, few, seed)
     gaussian_kl = 0.5 * (covariance.trace() + mean.square().sum() - len(mean) - covariance.logdet())
     return Latents(
         table=table,
@@ -115,7 +118,8 @@ def examine(fit: "Fit", data: object, seed: int = 0) -> Latents:
         marginal_kl=rate - float(information.mean()) if np.isfinite(rate) else np.inf,
         gaussian_kl=float(gaussian_kl),
         reconstruction=_reconstruction(fit, few),
-        generation=_generation(fit, few, seed),
+        generation=generation,
+        coverage=coverage,
     )
 
 
@@ -151,13 +155,13 @@ def _reconstruction(fit: "Fit", data: Data) -> float:
     return float((rows - data.x)[data.observed].square().mean().sqrt())
 
 
-def _generation(fit: "Fit", data: Data, seed: int) -> float:
+def _generation(fit: "Fit", data: Data, seed: int) -> tuple[float, float]:
     (drawn,) = (v for n, v in prior_predictive(fit.model, fit.theta, data.batch(), seed=seed).items() if n != "x")
     rows = torch.as_tensor(fit.decode(drawn[0].flatten(1), data.context), dtype=data.dtype, device=data.device)
     between = _distances(data.x, data.observed, data)
     between.fill_diagonal_(torch.inf)
-    made = _distances(rows, torch.ones_like(data.observed), data).amin(1).median()
-    return float(made / between.amin(1).median())
+    made, unit = _distances(rows, torch.ones_like(data.observed), data), between.amin(1).median()
+    return float(made.amin(1).median() / unit), float(made.amin(0).median() / unit)
 
 
 def _distances(rows: Tensor, observed: Tensor, data: Data) -> Tensor:
