@@ -135,7 +135,7 @@ def test_miwae_fills_in_better_than_the_mean():
     data = ppvae.Data(np.where(gone, np.nan, x))
     fit = ppvae.fit(VAE(2, (32,), "gaussian"), data, ppvae.SVI(steps=500, objective="iwae", particles=10, learning_rate=0.01))
     error = float(((fit.impute(data) - x)[gone] ** 2).mean())
-    assert error < 0.7
+    assert error < 0.53  # the published runs lie between 0.444 and 0.523
 
 
 # Collapse
