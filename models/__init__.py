@@ -3,7 +3,13 @@
 from importlib import import_module
 
 _HOME = {
+    "Die": "die",
+    "Gaussian": "gaussian",
+    "PCA": "pca",
     "PPCA": "ppca",
+    "FactorAnalysis": "factor_analysis",
+    "MixturePPCA": "mixture_fa",
+    "MixtureFA": "mixture_fa",
     "GMM": "gmm",
     "VAE": "vae",
     "CVAE": "cvae",
