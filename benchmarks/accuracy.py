@@ -22,7 +22,9 @@ def rows() -> Iterator[dict[str, object]]:
     """One row a method: its gap to the best log-likelihood (nats per row), seconds and steps to the target, seconds a step."""
     for title, model, name, target in CASES:
         data = ppvae.load_data(name)
-        methods = [m for m in (ppvae.ClosedForm(), ppvae.EM(), ppvae.EM(acceleration="anderson"), ppvae.SVI()) if m.refusal(model, data) is None]
+        methods = [
+            m for m in (ppvae.ClosedForm(), ppvae.EM(), ppvae.EM(acceleration="anderson"), ppvae.SVI()) if m.refusal(model, data) is None
+        ]
         ppvae.fit(model, data, ppvae.SVI(steps=10))  # imports and first calls
         fits = [ppvae.fit(model, data, method) for method in methods]
         best = max(float(fit.log_likelihood(data).mean()) for fit in fits)

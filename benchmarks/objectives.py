@@ -1,6 +1,7 @@
 """Held-out evidence of a VAE on the digits, trained by the ELBO and by the importance-weighted bound, over three seeds.
 
-Every fit of a seed starts alike and sees the same rows; a fifth of the rows is kept back and scored by importance sampling, 1000 draws a row.
+Every fit of a seed starts alike and sees the same rows; a fifth of the rows is kept back and scored by importance sampling, 1000 draws
+a row.
 """
 
 from collections.abc import Iterator

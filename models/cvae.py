@@ -40,10 +40,12 @@ class CVAE(VAE):
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         theta = super().init(data, generator)
+        assert data.context is not None  # `check` has seen to it
         theta.context = Rescaled(data.context)
         return theta
 
     def decoder(self, n_inputs: int, data: Data):
+        assert data.context is not None
         return super().decoder(n_inputs + data.context.shape[1], data)
 
     def model(self, theta: Parameters, batch: Batch) -> None:

@@ -76,7 +76,9 @@ class Gaussian(Model):
         shift = torch.randn(data.n_features, generator=generator, dtype=torch.float64).to(data.x)
         return Parameters(
             mean=Constrained(data.mean + 0.1 * data.scale * shift, unit=data.scale),
-            covariance=Constrained(data.scale.square().diag(), constraints.positive_definite, unit=data.scale.outer(data.scale), floor=FLOOR),
+            covariance=Constrained(
+                data.scale.square().diag(), constraints.positive_definite, unit=data.scale.outer(data.scale), floor=FLOOR
+            ),
         )
 
     def model(self, theta: Parameters, batch: Batch) -> None:

@@ -130,7 +130,9 @@ class GMM(Model):
 
     def check(self, data: Data) -> None:
         if data.n_rows < self.n_components:
-            raise ValueError(f"{self.n_components} components need at least as many rows, but there are {data.n_rows}: ask for fewer components")
+            raise ValueError(
+                f"{self.n_components} components need at least as many rows, but there are {data.n_rows}: ask for fewer components"
+            )
         if data.constant:
             raise ValueError(
                 f"column {', '.join(data.constant[:5])} is constant, so the mixture's likelihood is unbounded: drop it, or use PPCA"

@@ -10,6 +10,7 @@ them orthogonal. Its scores are exact, so what training has left is known to the
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class LinearVAE(PPCA):
     (True, True)
     """
 
-    exact = LinearVAEExact
+    exact: ClassVar[type[Exact]] = LinearVAEExact
 
     def guide(self, data: Data) -> Family:
         """Mean and scales linear in the row."""

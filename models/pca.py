@@ -33,12 +33,14 @@ NOISE = 1e-8  # of the mean variance: far below any direction that is worth a la
 class PCAExact(LinearGaussianExact):
     """Roweis' EM with any pattern of missing entries, and the eigenvectors of complete data."""
 
+    model: "PCA"
+
     def noise(self, theta: Parameters, left: Tensor, count: Tensor) -> dict[str, Tensor]:
         """A constant."""
         return {}
 
     def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
-        """Those of every linear Gaussian model, and the moments of the codes: "zz" (L+1, L+1), the sum of E[u u^T] over rows with any entry."""
+        """Those of every linear Gaussian model, and the moments of the codes: "zz" (L+1, L+1), sums over rows with any entry."""
         posterior, seen = self.posterior(theta, batch), batch.observed.any(-1)
         u = torch.nn.functional.pad(posterior.mean, (0, 1), value=1.0)[seen]
         within = torch.nn.functional.pad(posterior.covariance.expand(batch.size, -1, -1)[seen].sum(0), (0, 1, 0, 1))

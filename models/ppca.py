@@ -8,6 +8,7 @@ here with the missing entries left out feature by feature).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppvae.data import Batch, Data
+from ppvae.exact import Exact
+from ppvae.guides import Family
 from ppvae.linear_gaussian import LinearGaussianExact
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
@@ -25,6 +28,8 @@ NOISE_FLOOR = 1e-6  # of the mean variance of the features
 
 class PPCAExact(LinearGaussianExact):
     """Closed forms of PPCA: posterior, marginal, EM with any pattern of missing entries, and the maximum likelihood of complete data."""
+
+    model: "PPCA"
 
     def noise(self, theta: Parameters, left: Tensor, count: Tensor) -> dict[str, Tensor]:
         """One variance for all features."""
@@ -56,7 +61,7 @@ class PPCA(Model):
 
     n_latents: int = 2
 
-    exact = PPCAExact
+    exact: ClassVar[type[Exact]] = PPCAExact
 
     def __post_init__(self) -> None:
         if self.n_latents < 1:
@@ -83,7 +88,7 @@ class PPCA(Model):
             loc = theta.mean + z @ theta.loadings.mT
             pyro.sample("x", dist.Normal(loc, theta.noise_variance.sqrt()).mask(batch.observed).to_event(1), obs=batch.x)
 
-    def guide(self, data: Data) -> str:
+    def guide(self, data: Data) -> Family | str:
         """Linear with one covariance: the posterior of complete rows is exactly that."""
         return "linear"
 

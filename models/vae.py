@@ -9,6 +9,7 @@ sampling. Missing entries drop out of the likelihood, so objective="iwae" on dat
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -72,7 +73,7 @@ class VAE(Model):
                 )
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
-        decoder = self.decoder(self.n_latents, data).to(data.x)
+        decoder: Any = self.decoder(self.n_latents, data).to(data.x)
         if self.likelihood == "bernoulli":
             with torch.no_grad():  # start at the data's own mean
                 decoder[-1].bias.copy_(torch.logit(data.mean.clamp(0.01, 0.99)))

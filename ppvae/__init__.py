@@ -29,7 +29,8 @@ _HOME = {
 }
 _MODULES = ("models", "laws", "report", "guides", "distributions", "datasets")
 
-__all__ = [*_HOME, *_MODULES, "__version__"]  # noqa: PLE0604 - every name is a string
+__all__ = [*_HOME, *_MODULES, "__version__"]
+
 
 def __getattr__(name: str):
     if name in _HOME:

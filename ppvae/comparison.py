@@ -73,9 +73,7 @@ class Comparison:
     def summary(self) -> pd.DataFrame:
         """Mean and sd over seeds for each method."""
         shown = [c for c in self.table.columns if c not in ("method", "seed", "status")]
-        return self.table.groupby("method", sort=False)[shown].agg(["mean", lambda x: x.std(ddof=1) if len(x) > 1 else np.nan]).rename(
-            columns={"<lambda_0>": "sd", "<lambda>": "sd"}
-        )
+        return self.table.groupby("method", sort=False)[shown].agg(["mean", "std"]).rename(columns={"std": "sd"})
 
     @property
     def best(self) -> Fit:
@@ -227,4 +225,6 @@ def _inside(progress: Progress | None, done: int, fits: int, method: Method, see
     """Progress of one fit as part of the whole: each fit counts 1000."""
     if progress is None:
         return None
-    return lambda step, steps, note: progress(1000 * done + 1000 * step // max(1, steps), 1000 * fits, f"{method.name}, seed {seed}: {note}")
+    return lambda step, steps, note: progress(
+        1000 * done + 1000 * step // max(1, steps), 1000 * fits, f"{method.name}, seed {seed}: {note}"
+    )

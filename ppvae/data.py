@@ -10,7 +10,6 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppvae.messages import few
 from ppvae.patterns import Patterns
 from ppvae.tables import read_table
 
@@ -229,7 +228,13 @@ class Data:
     def summary(self) -> "Summary":
         """What a saved fit must know of its data; no row of them."""
         return Summary(
-            self.name, self.columns, self.n_rows, self.complete, tuple(self.mean.tolist()), tuple(self.scale.tolist()), self.image_shape,
+            self.name,
+            self.columns,
+            self.n_rows,
+            self.complete,
+            tuple(self.mean.tolist()),
+            tuple(self.scale.tolist()),
+            self.image_shape,
             None if self.context is None else self.context.shape[1],
         )
 

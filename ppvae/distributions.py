@@ -4,11 +4,15 @@ An entry that is not observed is marginalised: it is never read, and log_prob is
 `complete` say what the missing entries may be. ±inf is never read as "missing": the score of such a value is not finite.
 """
 
+from functools import partial
+
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from ppvae.gaussian import LOG_2PI, masked_covariance
+
+NO_SHAPE = torch.Size()
 
 
 class MaskedNormal(TorchDistribution):
@@ -86,7 +90,7 @@ class MaskedMultivariateNormal(MaskedNormal):
     def covariance_matrix(self) -> Tensor:
         return self.covariance
 
-    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+    def rsample(self, sample_shape=NO_SHAPE) -> Tensor:
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + (torch.linalg.cholesky(self.covariance) @ noise.unsqueeze(-1)).squeeze(-1)
@@ -128,11 +132,11 @@ class MaskedLowRankNormal(MaskedNormal):
     def covariance_matrix(self) -> Tensor:
         return self.factor @ self.factor.mT + torch.diag_embed(self.diagonal)
 
-    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+    def rsample(self, sample_shape=NO_SHAPE) -> Tensor:
         shape = self._extended_shape(sample_shape)
-        like = {"dtype": self.loc.dtype, "device": self.loc.device}
-        z = torch.randn(*shape[:-1], self.factor.shape[-1], 1, **like)
-        return self.loc + (self.factor @ z).squeeze(-1) + self.diagonal.sqrt() * torch.randn(shape, **like)
+        normal = partial(torch.randn, dtype=self.loc.dtype, device=self.loc.device)
+        z = normal((*shape[:-1], self.factor.shape[-1], 1))
+        return self.loc + (self.factor @ z).squeeze(-1) + self.diagonal.sqrt() * normal(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         residual = self._mask(value - self.loc)
@@ -170,9 +174,7 @@ class MaskedMultinomial(TorchDistribution):
     arg_constraints = {"probabilities": constraints.simplex}  # noqa: RUF012
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
-    def __init__(
-        self, probabilities: Tensor, throws: Tensor, observed: Tensor | None = None, validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, probabilities: Tensor, throws: Tensor, observed: Tensor | None = None, validate_args: bool | None = None) -> None:
         shape = torch.broadcast_shapes(probabilities.shape[:-1], throws.shape, () if observed is None else observed.shape[:-1])
         self.probabilities, self.throws, self.observed = probabilities, throws, observed
         super().__init__(shape, probabilities.shape[-1:], validate_args=False)
@@ -184,7 +186,7 @@ class MaskedMultinomial(TorchDistribution):
         return new
 
     @torch.no_grad()
-    def sample(self, sample_shape=torch.Size()) -> Tensor:
+    def sample(self, sample_shape=NO_SHAPE) -> Tensor:
         shape = self._extended_shape(sample_shape)
         p = self.probabilities.expand(shape)
         left, counts = self.throws.to(p).expand(shape[:-1]), []

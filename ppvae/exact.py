@@ -1,7 +1,7 @@
 """Closed forms: what a model may give where the mathematics allows it, and the exact posterior as an object."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
@@ -157,6 +157,8 @@ class ExactGuide(nn.Module):
     Sites that the story sums out by enumeration are left to the enumeration.
     """
 
+    theta: Parameters
+
     def __init__(self, exact: Exact, theta: Parameters) -> None:
         super().__init__()
         self.exact = exact
@@ -167,7 +169,7 @@ class ExactGuide(nn.Module):
         guided = self.exact.model.guided_component
         with batch.rows:
             if posterior.component is not None and guided:
-                infer = {"enumerate": "parallel"} if posterior.latent is None else {}
+                infer: Any = {"enumerate": "parallel"} if posterior.latent is None else {}
                 k = pyro.sample(posterior.component, dist.Categorical(logits=posterior.log_weights), infer=infer)
             if posterior.latent is not None:
                 parts = dist.MultivariateNormal(posterior.loc, scale_tril=posterior.scale_tril)

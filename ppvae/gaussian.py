@@ -54,7 +54,7 @@ def factor_log_marginal(residual: Tensor, loadings: Tensor, noise: Tensor, obser
 def factor_moments(
     residual: Tensor, loc: Tensor, tril: Tensor, observed: Tensor | None, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Expected moments of u = (z, 1) and of the residual r = x - m, over each feature's observed rows, each row counted `weights` (..., B) times.
+    """Expected moments of u = (z, 1) and of the residual r = x - m, over each feature's observed rows, each row `weights` (..., B) times.
 
     "uu" (..., D or 1, L+1, L+1): sum of E[u u^T];  "ur" (..., D, L+1): sum of E[u] r;  "rr" (..., D): sum of r^2;  "count" (..., D).
     Complete rows share one "uu" between all features.
@@ -77,7 +77,7 @@ def factor_moments(
 
 
 def factor_regression(moments: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Least squares of each feature on u = (z, 1): its weights (..., D, L+1), loadings and intercept, and what they leave of "rr" (..., D)."""
+    """Least squares of each feature on u = (z, 1): its weights (..., D, L+1) and what they leave of "rr" (..., D)."""
     uu, ur = moments["uu"], moments["ur"]
     tril = torch.linalg.cholesky(uu)
     if uu.shape[-3] == 1:

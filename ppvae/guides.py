@@ -136,7 +136,7 @@ class Amortized(nn.Module):
         n_features, hidden = self.features.n_outputs, family.hidden
         if family.network == "convolutional":
             check_images(data.image_shape, hidden)
-            images = ImageEncoder(data.image_shape, hidden, 1 + self.features.masked, self.features.n_context)
+            images = ImageEncoder(data.image_shape or (0, 0), hidden, 1 + self.features.masked, self.features.n_context)
             self.features = nn.Sequential(self.features, images)
             n_features, hidden = images.n_outputs, ()
         self.heads = nn.ModuleDict()
@@ -158,7 +158,8 @@ class Amortized(nn.Module):
                 if name in self.discrete:
                     pyro.sample(name, dist.Categorical(logits=head(features)), infer={"enumerate": "parallel"})
                 else:
-                    pyro.sample(name, gaussian(*head(features), *self.shapes[name]))
+                    loc, spread = head(features)
+                    pyro.sample(name, gaussian(loc, spread, *self.shapes[name]))
 
 
 class PerRow(nn.Module):
@@ -198,7 +199,9 @@ def build(model: Model, theta: Parameters, data: Data, guide: Guide | None = Non
     if isinstance(chosen, Family):
         outside = [name for name, site in story.items() if not is_row_site(site)]
         if outside:
-            raise ValueError(f"{model.name}: site {outside[0]!r} lies outside batch.rows, so no encoder can be built for it: pass a guide of your own")
+            raise ValueError(
+                f"{model.name}: site {outside[0]!r} lies outside batch.rows, so no encoder can be built for it: pass a guide of your own"
+            )
         chosen = Amortized(story, data, chosen, model.guided_component)
     chosen = chosen.to(dtype=data.dtype, device=data.device) if isinstance(chosen, nn.Module) else Plain(chosen)
     check_sites(model, story, chosen, data)
@@ -231,4 +234,6 @@ def check_sites(model: Model, story: dict[str, dict], guide: nn.Module, data: Da
             raise ValueError(f"{model.name}: the story samples {name!r} but the guide never does: add it to the guide, or marginalise it")
     for name in guided:
         if name not in story:
-            raise ValueError(f"{model.name}: the guide samples {name!r} but the story never does: take it out of the guide, or name it as the story does")
+            raise ValueError(
+                f"{model.name}: the guide samples {name!r} but the story never does: take it out of the guide, or name it as the story does"
+            )

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +46,9 @@ class Latents:
         """`draws` of them for each row, in proportion to their weights, now of equal weight. Uses torch's global generator."""
         chosen = torch.multinomial(self.weights.mT, draws, replacement=True).mT
         rows = torch.arange(chosen.shape[1], device=chosen.device)
-        return Latents({name: v[chosen, rows] for name, v in self.values.items()}, torch.full_like(self.weights[:1], 1 / draws).expand(draws, -1))
+        return Latents(
+            {name: v[chosen, rows] for name, v in self.values.items()}, torch.full_like(self.weights[:1], 1 / draws).expand(draws, -1)
+        )
 
 
 def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
@@ -98,7 +100,7 @@ def _draw(fn: pyro.distributions.TorchDistribution, x: Tensor) -> Tensor:
 
 
 def conditional_mean(fit: "Fit", data: Data) -> tuple[Tensor, Tensor]:
-    """(N, D): the table with E[x_missing | x_observed, theta] in its holes; and (N,) the effective sample size of each row (inf where exact)."""
+    """(N, D): the table with E[x_missing | x_observed, theta] in its holes; and (N,) each row's effective sample size, inf where exact."""
     tables, sizes = [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for batch in data.chunks(_rows(data, WEIGHTED if fit.exact is None else 16)):
@@ -190,7 +192,9 @@ def pool(tables: Sequence, analysis: Callable[[object], tuple[object, object]]) 
     return Pooled(estimates.mean(0), np.sqrt(total), freedom, share)
 
 
-def coverage(fit: "Fit", data: Data, share: float = 0.1, draws: int = 200, levels: Sequence[float] = (0.5, 0.8, 0.95), seed: int = 0) -> pd.DataFrame:
+def coverage(
+    fit: "Fit", data: Data, share: float = 0.1, draws: int = 200, levels: Sequence[float] = (0.5, 0.8, 0.95), seed: int = 0
+) -> pd.DataFrame:
     """Hide a share of the known entries, and see how often their intervals cover them.
 
     Each hidden entry's interval is the central one of its `draws` imputations under the fit's parameters (which have seen the entry: the
@@ -208,11 +212,18 @@ def coverage(fit: "Fit", data: Data, share: float = 0.1, draws: int = 200, level
     for level in levels:
         low, high = drawn.quantile((1 - level) / 2, 0), drawn.quantile((1 + level) / 2, 0)
         inside = ((truth >= low) & (truth <= high)).double()
-        rows.append({"level": level, "covered": float(inside.mean()), "standard_error": sqrt(level * (1 - level) / len(truth)), "entries": len(truth)})
+        rows.append(
+            {
+                "level": level,
+                "covered": float(inside.mean()),
+                "standard_error": sqrt(level * (1 - level) / len(truth)),
+                "entries": len(truth),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def like_source(values: np.ndarray, source: object, data: Data) -> object:
+def like_source(values: np.ndarray, source: Any, data: Data) -> Any:
     """A completed table in the form in which it came: a pandas or polars frame with its columns, index and dtypes, else an array."""
     if isinstance(source, pd.DataFrame):
         return completed(source, data.columns, values)

@@ -145,10 +145,10 @@ def tightness(bench: Bench) -> tuple[float, float]:
 
     def scaled(rows: Tensor, of: Data) -> Tensor:
         held = {n: v[rows] for n, v in latents.items()}
-        return poutine.trace(poutine.condition(bench.program, data=held)).get_trace(of.batch(rows)).log_prob_sum()
+        return torch.as_tensor(poutine.trace(poutine.condition(bench.program, data=held)).get_trace(of.batch(rows)).log_prob_sum())
 
     even = bench.data.take(torch.arange(2 * half))
-    error = _relative(sum(scaled(rows, even) for rows in parts) / 2, scaled(torch.arange(2 * half), even))
+    error = _relative(torch.stack([scaled(rows, even) for rows in parts]).mean(), scaled(torch.arange(2 * half), even))
     exact = bench.forms
     if exact is not None:
         with seeded(bench.seed):
@@ -244,7 +244,7 @@ def importance_weights(bench: Bench, bound: Rows = OBJECTIVES["iwae"].rows) -> t
     exact = bench.forms
     log_marginal = None if exact is None else exact.log_marginal(bench.theta, bench.batch).detach()
     worst = 0.0
-    if exact is not None:
+    if exact is not None and log_marginal is not None:
         with seeded(bench.seed), torch.no_grad():
             bounds = [bound(bench.program, ExactGuide(exact, bench.theta), bench.batch, k) for k in (1, 1, 5, 5, 25, 25)]
         worst = max(_relative(b, log_marginal) for b in bounds) / ROUNDING

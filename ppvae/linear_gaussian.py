@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppvae.data import Batch, Data
+from ppvae.data import Batch
 from ppvae.exact import Exact, Posterior, Statistics
 from ppvae.gaussian import factor_log_marginal, factor_moments, factor_posterior, factor_regression
 from ppvae.parameters import Parameters

@@ -22,7 +22,7 @@ def few(names: Iterable[object], most: int = 5) -> str:
     >>> few(["a", "b", "c"], most=2)
     'a, b and 1 more'
     """
-    names = [str(n) for n in names]
-    if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else "none"
+    words = [str(n) for n in names]
+    if len(words) > most:
+        return f"{', '.join(words[:most])} and {len(words) - most} more"
+    return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1] if words else "none"

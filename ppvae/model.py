@@ -36,7 +36,7 @@ class Model:
         raise ValueError(f"{self.name}: a model file must define the story, model(self, theta, batch)")
 
     def guide(self, data: Data) -> "Guide | None":
-        """An amortized guide network, called with a batch; or a family of `ppvae.guides` to build from the story (None: the diagonal one)."""
+        """An amortized guide network, called with a batch; or a family of `ppvae.guides`, built from the story (None: the diagonal one)."""
         return None
 
     def check(self, data: Data) -> None:
@@ -72,6 +72,8 @@ class Model:
     def describe(self) -> str:
         """The model with the fields that differ from its defaults, and those without one."""
         shown = [
-            f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.default is MISSING or getattr(self, f.name) != f.default or f.type in ("int", int)
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if f.default is MISSING or getattr(self, f.name) != f.default or f.type in ("int", int)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"

@@ -5,6 +5,8 @@ units, and read constrained by its public name, so the two views cannot drift ap
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,17 +52,18 @@ class Parameters(nn.Module):
                 continue
             start = value if isinstance(value, Constrained) else Constrained(value)
             self._constraints[name] = start.constraint
-            like = {"dtype": start.value.dtype, "device": start.value.device}
-            self.register_buffer(f"unit_{name}", torch.as_tensor(start.unit, **like).detach().clone())
-            self.register_buffer(f"floor_{name}", torch.as_tensor(start.floor, **like))
+            like = partial(torch.as_tensor, dtype=start.value.dtype, device=start.value.device)
+            self.register_buffer(f"unit_{name}", like(start.unit).detach().clone())
+            self.register_buffer(f"floor_{name}", like(start.floor))
             self.register_parameter(_RAW + name, nn.Parameter(self._raw(name, start.value.detach())))
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         known = self.__dict__.get("_constraints", {})
         if name not in known:
             return super().__getattr__(name)
-        raw = super().__getattr__(_RAW + name)
-        unit, floor = super().__getattr__(f"unit_{name}"), super().__getattr__(f"floor_{name}")
+        raw: Any = super().__getattr__(_RAW + name)
+        unit: Any = super().__getattr__(f"unit_{name}")
+        floor: Any = super().__getattr__(f"floor_{name}")
         return (transform_to(known[name])(raw) + _at_floor(known[name], floor, raw)) * unit
 
     @property

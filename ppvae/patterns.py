@@ -1,6 +1,7 @@
 """Rows grouped by which of their entries are observed, so that work done once for a pattern serves all of its rows."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,12 +39,12 @@ class Patterns:
         place = np.repeat((np.cumsum(n_blocks) - n_blocks) * BLOCK, counts) + rank
         blocks = np.full(len(of_block) * BLOCK, rows)
         blocks[place] = order
-        to = {"device": observed.device}
+        to = partial(torch.as_tensor, device=observed.device)
         return cls(
-            observed[torch.as_tensor(first, **to)],
-            torch.as_tensor(of_row, **to),
-            torch.as_tensor(blocks.reshape(-1, BLOCK), **to),
-            torch.as_tensor(of_block, **to),
+            observed[to(first)],
+            to(of_row),
+            to(blocks.reshape(-1, BLOCK)),
+            to(of_block),
         )
 
     def apply(self, matrices: Tensor, rows: Tensor) -> Tensor:

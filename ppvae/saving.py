@@ -126,7 +126,9 @@ def _guide_recipe(fit: Fit) -> object:
     own = fit.model.guide(fit.trained_on.sketch())
     if type(own) is type(fit.guide):
         return None
-    raise ValueError(f"the guide is a {type(fit.guide).__name__} of your own: return it from the model's guide(self, data), so that load can build it again")
+    raise ValueError(
+        f"the guide is a {type(fit.guide).__name__} of your own: let the model's guide(self, data) return it, for load to build it again"
+    )
 
 
 def _family(recipe: dict | None) -> guides.Family | None:

@@ -21,7 +21,7 @@ def half_missing():
     """Gold D10: iris standardised, half of the entries removed by the published recipe; (truth, table, mask)."""
     x = ppvae.load_data("iris").numpy()
     x = (x - x.mean(0)) / x.std(0)
-    state = np.random.RandomState(1234)  # noqa: NPY002 - the published recipe's generator
+    state = np.random.RandomState(1234)
     mask = np.zeros(x.size, dtype=bool)
     mask[state.choice(x.size, x.size // 2, replace=False)] = True
     mask = mask.reshape(x.shape)
@@ -71,7 +71,9 @@ class TestConditionalMean:
         fit = ppvae.fit(GMM(2), air)
         params, whole = fit.params, fit.impute(air)
         weights = fit.posterior(air).log_weights.exp().numpy()
-        parts = np.stack([[dense_mean(m, c, row) for row in air.numpy()] for m, c in zip(params["means"], params["covariances"], strict=True)])
+        parts = np.stack(
+            [[dense_mean(m, c, row) for row in air.numpy()] for m, c in zip(params["means"], params["covariances"], strict=True)]
+        )
         np.testing.assert_allclose(whole, np.einsum("nk,knd->nd", weights, parts), rtol=1e-9)
 
     @pytest.mark.parametrize("covariance", ["tied", "diag", "spherical"])
@@ -200,7 +202,11 @@ class TestMaskedDistributions:
         def score(loc, factor, diagonal):
             return MaskedLowRankNormal(loc, factor, diagonal.exp(), observed).log_prob(x)
 
-        inputs = (torch.zeros(3).double().requires_grad_(), torch.ones(3, 1).double().requires_grad_(), torch.zeros(3).double().requires_grad_())
+        inputs = (
+            torch.zeros(3).double().requires_grad_(),
+            torch.ones(3, 1).double().requires_grad_(),
+            torch.zeros(3).double().requires_grad_(),
+        )
         assert torch.autograd.gradcheck(score, inputs)
 
     def test_infinity_is_not_missing(self):

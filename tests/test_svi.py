@@ -127,12 +127,14 @@ def test_a_diverging_run_stops_with_finite_parameters(model, name, compile):
     assert np.isfinite(fit.history.elbo[1:]).all()
 
 
-QUICK = ppvae.SVI(steps=20, batch_size=50)
+QUICK = ppvae.SVI(steps=20, batch_size=50, compile=False)
 
 
 def test_seeds_repeat_bit_for_bit():
     data = ppvae.load_data("iris")
-    one, same, other = (ppvae.fit(PPCA(2), data, QUICK, seed=seed) for seed in (1, 1, 2))
+    one = ppvae.fit(PPCA(2), data, QUICK, seed=1)
+    torch.rand(7)  # the global generator has moved on: it must not matter
+    same, other = (ppvae.fit(PPCA(2), data, QUICK, seed=seed) for seed in (1, 2))
     for name, value in one.params.items():
         assert (same.params[name] == value).all()
         assert name == "mean" or (other.params[name] != value).any()

@@ -112,7 +112,7 @@ def test_linear_vae_reaches_ppca_and_never_passes_it():
 
 
 def test_linear_vae_is_fitted_by_steps_alone():
-    with pytest.raises(ValueError, match="linearvae"):
+    with pytest.raises(ValueError, match="linear_vae gives no closed-form"):
         ppvae.fit(LinearVAE(2), IRIS, ppvae.EM())
     assert best_method(LinearVAE(2), IRIS).name == "svi"
 

@@ -51,6 +51,7 @@ def warning(data: Data) -> str | None:
     side = "higher" if worst.difference > 0 else "lower"
     more = f", and {len(plain) - 1} more such pairs" if len(plain) > 1 else ""
     return (
-        f"whether {worst.missing} is missing depends on what was observed ({worst.given} is {abs(worst.difference):.1f} sd {side} there{more}): "
+        f"whether {worst.missing} is missing depends on what was observed "
+        f"({worst.given} is {abs(worst.difference):.1f} sd {side} there{more}): "
         "the fit assumes entries missing at random given what is observed, so keep the columns that explain it"
     )

@@ -74,7 +74,7 @@ def expected_rows(model: Model, theta: Parameters, batch: Batch, z: Tensor) -> T
         raise ValueError(f"{model.name}: {name!r} has {shape.numel()} dimensions, the latents given have {z.shape[1]}")
     story = poutine.condition(partial(model.model, theta), data={name: z.reshape(-1, *shape)})
     with torch.no_grad():
-        return poutine.trace(story).get_trace(batch).nodes["x"]["fn"].mean
+        return random_sites(poutine.trace(story).get_trace(batch))["x"]["fn"].mean
 
 
 def new_rows(model: Model, theta: Parameters, batch: Batch, draws: int, seed: int) -> Iterator[Draws]:

@@ -7,6 +7,7 @@ log-likelihood is dropped in favour of plain EM's.
 import math
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -58,7 +59,9 @@ class EM(Method):
         )
 
 
-class Stop(Exception):  # noqa: N818 - not an error: how the climb ends
+class Stop(Exception):
+    """How the climb ends: not an error."""
+
     def __init__(self, status: str, converged: bool) -> None:
         super().__init__(status)
         self.converged = converged
@@ -73,7 +76,8 @@ class Climb:
         self.exact: Exact = task.model.closed_forms
         self.chunks: list[Batch] = list(task.data.chunks(CHUNK))
         self.free = [p for p in task.theta.parameters() if p.requires_grad]
-        self.began, self.steps, self.history = time.perf_counter(), 0, []
+        self.began, self.steps = time.perf_counter(), 0
+        self.history: list[dict[str, float]] = []
         self.best = -math.inf
         self.status, self.converged = "", False
 
@@ -147,6 +151,7 @@ def sum_statistics(exact: Exact, theta: Parameters, chunks: list[Batch]) -> Stat
 
 
 def plain(em: Climb) -> None:
+    """One EM step after another."""
     vector = em.here
     while True:
         vector = em(vector)
@@ -189,8 +194,8 @@ def extrapolated(points: list[Tensor], residuals: list[Tensor]) -> Tensor | None
     image = points[-1] + residuals[-1]
     if len(points) == 1:
         return image
-    d_residual = torch.stack([b - a for a, b in zip(residuals, residuals[1:], strict=False)], -1)
-    d_point = torch.stack([b - a for a, b in zip(points, points[1:], strict=False)], -1)
+    d_residual = torch.stack([b - a for a, b in pairwise(residuals)], -1)
+    d_point = torch.stack([b - a for a, b in pairwise(points)], -1)
     weights = torch.linalg.lstsq(d_residual, residuals[-1].unsqueeze(-1), driver="gelsd").solution
     proposal = image - ((d_point + d_residual) @ weights).squeeze(-1)
     return proposal if bool(torch.isfinite(proposal).all()) else None

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def fit(
     method: Method | None = None,
     *,
     seed: int = 0,
-    init: Mapping[str, object] | None = None,
+    init: Mapping[str, Any] | None = None,
     guide: guides.Guide | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
@@ -89,7 +90,7 @@ def best_method(model: Model, data: Data) -> Method:
     return next(m for m in (ClosedForm(), EM(), SVI()) if m.refusal(model, data) is None)
 
 
-def start(model: Model, data: Data, seed: int, init: Mapping[str, object] | None = None) -> Parameters:
+def start(model: Model, data: Data, seed: int, init: Mapping[str, Any] | None = None) -> Parameters:
     """The start that every method of a seed shares."""
     with seeded(seed) as generator:
         theta = model.init(data, generator).to(dtype=data.dtype, device=data.device)

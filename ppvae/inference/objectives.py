@@ -21,6 +21,7 @@ from ppvae.data import Batch
 from ppvae.messages import unknown
 from ppvae.program.joint import (
     Program,
+    Site,
     elbo_rows,
     is_row_site,
     log_joint,
@@ -76,7 +77,7 @@ def analytic_kl_rows(program: Program, guide: Program, batch: Batch, draws: int 
     return rows
 
 
-def divergence(site: dict, prior: dict, analytic: bool) -> Tensor:
+def divergence(site: Site, prior: Site, analytic: bool) -> Tensor:
     """KL(q || p) of one latent site, (..., G): by latent dimension where both distributions are independent over them, else G = 1.
 
     In closed form where asked for and known, else log q - log p at the draw.

@@ -18,7 +18,8 @@ from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.joint import Program
 from ppvae.program.read import read_guide
-from ppvae.scores import Scores, by_chunks, exact_log_marginal, sampled_elbo, sampled_evidence
+from ppvae.scores import Scores, exact_log_marginal, sampled_elbo, sampled_evidence
+
 
 @dataclass(frozen=True, eq=False)
 class Fit:
@@ -73,11 +74,15 @@ class Fit:
         data = as_data(data)
         expected = len(self.trained_on.columns)
         if data.n_features != expected:
-            raise ValueError(f"the fit knows {expected} features ({', '.join(self.trained_on.columns[:5])}...), the data have {data.n_features}")
+            raise ValueError(
+                f"the fit knows {expected} features ({', '.join(self.trained_on.columns[:5])}...), the data have {data.n_features}"
+            )
         width = self.trained_on.n_context
         if width is not None and (data.context is None or data.context.shape[1] != width):
             found = "none" if data.context is None else f"one of {data.context.shape[1]}"
-            raise ValueError(f"the fit was made with a context of {width} columns, the data have {found}: give Data(x, context=...) the same")
+            raise ValueError(
+                f"the fit was made with a context of {width} columns, the data have {found}: give Data(x, context=...) the same"
+            )
         return data.in_order(self.trained_on.columns).to(self.dtype, self.device)
 
     def log_likelihood(self, data: object, draws: int = 1000, seed: int = 0) -> Scores:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pyro
 import torch
@@ -215,7 +216,7 @@ class Step:
 
     def _plain(self, batch: Batch) -> Callable[[Batch], Tensor]:
         """Pyro's own ELBO object at every step; the same tensor program, run line by line, where Pyro has none."""
-        elbo = None if self.method.reweighed else self.objective.plain(self.enumerated, self.method.draws)
+        elbo: Any = None if self.method.reweighed else self.objective.plain(self.enumerated, self.method.draws)
 
         def run(batch: Batch) -> Tensor:
             with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False):
@@ -253,10 +254,12 @@ class Training:
         has_networks = any(True for m in task.theta.children() for _ in m.parameters())
         self.peak = method.learning_rate or (0.003 if has_networks else 0.03)
         self.optimizer = torch.optim.Adam(self.step.parameters, self.peak, betas=(0.9, 0.99), fused=True) if self.step.parameters else None
-        self.paused, self.done, self.history = 0.0, 0, []
+        self.paused, self.done = 0.0, 0
+        self.history: list[dict[str, float]] = []
         self.status, self.converged, self.title = "", True, objective(method.objective).title
         self.smoothed: list[float] = []
-        self.best, self.best_state = -math.inf, None
+        self.best = -math.inf
+        self.best_state: dict[str, Tensor] | None = None
 
     def loop(self) -> None:
         """Train; ends with the parameters of the last finite point, or of the best held-out one."""

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pyro
 import torch
@@ -26,6 +27,7 @@ class CaptureError(RuntimeError):
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, those that a graph takes."""
     return [t for t in (batch.x, batch.observed, batch.index, batch.context) if t is not None]
 
 
@@ -67,8 +69,9 @@ def without_detours(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return graph
 
 
-def operations(graph: torch.fx.GraphModule) -> int:
-    """How many tensor operations one call of the graph dispatches."""
+def operations(graph: Graph) -> int:
+    """How many tensor operations one call of a captured graph dispatches."""
+    assert isinstance(graph, torch.fx.GraphModule)
     return sum(node.op == "call_function" for node in graph.graph.nodes)
 
 
@@ -84,7 +87,7 @@ def no_compiler() -> str | None:
     return None
 
 
-def compiled(graph: Graph, *example: object) -> Graph:
+def compiled(graph: Graph, *example: Any) -> Graph:
     """The graph through torch.compile, compiled now by one call on `example`; no random state is spent."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     fast = torch.compile(graph, dynamic=False)

@@ -47,7 +47,10 @@ class Derived(Exact):
     def log_joint(self, theta: Parameters, batch: Batch, z: Tensor) -> Tensor:
         """(K, B): log p(x_n, z_kn, k) at z (K, B, L); K = 1 without a discrete site."""
         split = z.split([prod(s) for s in self.latents.values()], -1) if self.latents else ()
-        values = {name: part.unflatten(-1, shape) if len(shape) != 1 else part for (name, shape), part in zip(self.latents.items(), split, strict=True)}
+        values = {
+            name: part.unflatten(-1, shape) if len(shape) != 1 else part
+            for (name, shape), part in zip(self.latents.items(), split, strict=True)
+        }
         if self.component is None:
             values = {name: value.squeeze(0) for name, value in values.items()}
         story = poutine.condition(partial(self.model.model, theta), data=values)

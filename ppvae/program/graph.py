@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pyro
 import torch
@@ -73,11 +74,9 @@ class Graph:
         inside = [n for n in self.nodes if n.each_row]
         lines = ["digraph {", "rankdir=TB; bgcolor=transparent;", 'node [fontname="sans-serif" fontsize=12];']
         names = {node.name for node in self.nodes}
-        for theta in dict.fromkeys(p for n in self.nodes for p in n.parameters):
-            lines.append(f'"theta.{theta}" [label="{theta}" shape=plaintext];')
-        for node in self.nodes:
-            if node not in inside:
-                lines.append(_circle(node))
+        parameters = dict.fromkeys(p for n in self.nodes for p in n.parameters)
+        lines += [f'"theta.{name}" [label="{name}" shape=plaintext];' for name in parameters]
+        lines += [_circle(node) for node in self.nodes if node not in inside]
         if inside:
             lines += ["subgraph cluster_rows {", f'label="{self.n_rows} rows"; labeljust=r; fontname="sans-serif"; fontsize=11;']
             lines += [*map(_circle, inside), "}"]
@@ -101,7 +100,8 @@ def graph(model: Model, data: Data) -> Graph:
     prod_n p(z_n) p(x_n | z_n; loadings, mean, noise_variance)
     """
     theta = start(model, data, 0)
-    story = partial(model.model, Tracked(theta))
+    tracked: Any = Tracked(theta)
+    story = partial(model.model, tracked)
     batch = data.batch(torch.arange(min(2, data.n_rows)))
     with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False), TrackProvenance():
         sites = random_sites(poutine.trace(story).get_trace(batch))
@@ -148,4 +148,5 @@ def _name(fn: pyro.distributions.TorchDistribution) -> str:
 
 def _circle(node: Node) -> str:
     fill = ' style=filled fillcolor="#d0d0d0"' if node.observed else ""
-    return f'"{node.name}" [label=<{html.escape(node.name)}<br/><font point-size="9">{html.escape(node.distribution)}</font>> shape=ellipse{fill}];'
+    label = f'{html.escape(node.name)}<br/><font point-size="9">{html.escape(node.distribution)}</font>'
+    return f'"{node.name}" [label=<{label}> shape=ellipse{fill}];'

@@ -5,6 +5,7 @@ divided out, so each value belongs to one row.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ppvae.data import Batch
 
 Program = Callable[[Batch], object]
+Site = Any  # one node of a Pyro trace: a dictionary with fn, value, log_prob, infer, ...
 
 
 def in_draws(program: Program, draws: int | None) -> Program:
@@ -28,11 +30,12 @@ def in_draws(program: Program, draws: int | None) -> Program:
     return repeated
 
 
-def is_row_site(site: dict) -> bool:
+def is_row_site(site: Site) -> bool:
+    """Whether the site lies inside the plate over rows."""
     return any(frame.name == "rows" for frame in site["cond_indep_stack"])
 
 
-def random_sites(trace: poutine.Trace) -> dict[str, dict]:
+def random_sites(trace: poutine.Trace) -> dict[str, Site]:
     """The sample sites of a trace by name, plates left out."""
     return {
         name: site
@@ -41,7 +44,7 @@ def random_sites(trace: poutine.Trace) -> dict[str, dict]:
     }
 
 
-def per_row(site: dict, batch: Batch) -> Tensor:
+def per_row(site: Site, batch: Batch) -> Tensor:
     """This site's log probability, (..., B) for a site in the rows plate, its N / B scale divided out."""
     return site["log_prob"] / batch.scale if is_row_site(site) else site["log_prob"]
 
@@ -116,10 +119,10 @@ def log_weights(program: Program, guide: Program, batch: Batch, draws: int) -> T
 
 def unenumerated(guide: Program) -> Program:
     """The guide with the sites that it would enumerate kept to itself."""
-    return poutine.block(guide, hide_fn=lambda site: site["type"] == "sample" and site["infer"].get("enumerate") == "parallel")
+    return poutine.block(guide, hide_fn=lambda site: site["type"] == "sample" and (site["infer"] or {}).get("enumerate") == "parallel")
 
 
-def sites_of(program: Program, batch: Batch) -> dict[str, dict]:
+def sites_of(program: Program, batch: Batch) -> dict[str, Site]:
     """The program's sample sites, from one run in which nothing is recorded for gradients and no random state is spent."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         return random_sites(poutine.trace(program).get_trace(batch))

@@ -42,7 +42,8 @@ def _data(data: Data) -> Iterator[Block]:
         yield Text(
             f"Note: {warning}."
             if warning
-            else "The fit assumes that entries are missing at random: whether one is missing may depend on what was observed, not on its own value."
+            else "The fit assumes that entries are missing at random: whether one is missing may depend on what was observed, "
+            "not on its own value."
         )
     if data.image_shape is not None:
         height, width = data.image_shape
