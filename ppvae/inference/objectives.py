@@ -58,7 +58,7 @@ class Objective:
         """Whether it can sum out a site that the story enumerates."""
         return self.pyro_enumerated is not None or self.pyro is None
 
-    def plain(self, enumerated: bool, particles: int) -> infer.ELBO | None:
+    def plain(self, enumerated: bool, particles: int) -> infer.Trace_ELBO | infer.TraceEnum_ELBO | None:
         """Pyro's own object for this objective; None where it has none."""
         kind = self.pyro_enumerated if enumerated else self.pyro
         return None if kind is None else kind(num_particles=particles, max_plate_nesting=1, vectorize_particles=particles > 1)
