@@ -122,6 +122,8 @@ class Verdicts:
 def _relative(a: Tensor, b: Tensor) -> float:
     """The largest difference, relative to the size of what is compared (at least 1)."""
     a, b = a.detach(), b.detach()
+    if not a.numel():  # one latent has nothing below the diagonal of its covariance
+        return 0.0
     return float((a - b).abs().max() / b.abs().max().clamp(min=1.0))
 
 
