@@ -119,7 +119,7 @@ def test_a_missing_parent_is_refused_and_nothing_written(fit, tmp_path):
 def test_a_guide_that_load_could_not_find_is_refused_and_nothing_written(tmp_path):
     data = ppvae.load_data("iris")
     fit = ppvae.fit(PPCA(2), data, QUICK, guide=twins.Misreported(4, 2))
-    with pytest.raises(ValueError, match="the guide is a Misreported of your own: return it from the model's guide"):
+    with pytest.raises(ValueError, match="the guide is a Misreported of your own: let the model's guide"):
         fit.save(tmp_path / "fit")
     assert list(tmp_path.iterdir()) == []
 
