@@ -48,9 +48,10 @@ def test_every_law_holds_where_everything_is_known(model, missing):
 @pytest.mark.parametrize(("model", "name"), NETWORKS, ids=["gaussian", "bernoulli"])
 def test_laws_of_a_network_hold(model, name, missing):
     data = holes(rows_of(name)) if missing else rows_of(name)
-    verdicts = ppvae.laws.check(model, data, only=LAWS)
-    assert [n for n in LAWS if verdicts[n] == "holds"] == [2, 5, 7, 8], verdicts.table.to_string()
-    assert [n for n in LAWS if verdicts[n] == "does not apply"] == [1, 3, 4, 6]
+    verdicts = ppvae.laws.check(model, data, only=QUICK if missing else LAWS)
+    without_closed_forms = {1, 3, 4, 6}
+    for law, verdict in zip(verdicts.table.law, verdicts.table.verdict, strict=True):
+        assert verdict == ("does not apply" if law in without_closed_forms else "holds"), verdicts.table.to_string()
 
 
 def test_a_wholly_missing_row_breaks_no_law():
