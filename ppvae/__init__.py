@@ -24,6 +24,7 @@ _HOME = {
     "check": "ppvae.criticism.checks",
     "Criticism": "ppvae.criticism.checks",
     "coverage": "ppvae.imputation",
+    "examine": "ppvae.criticism.latents",
     "pool": "ppvae.imputation",
     "load": "ppvae.saving",
 }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 _RAW = "raw_"
+EMPTY = 1e-9  # a share below this belongs to a component without rows
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,11 @@ class Parameters(nn.Module):
             places = (low < 1.01 * floor).nonzero().tolist()
             found += [f"{name}[{', '.join(map(str, p))}]" if p else name for p in places]
         return found
+
+    def emptied(self) -> list[str]:
+        """Shares of a simplex that have gone to nothing, as `name[k]`."""
+        shares = [n for n, c in self._constraints.items() if isinstance(c, type(constraints.simplex))]
+        return [f"{name}[{', '.join(map(str, p))}]" for name in shares for p in (self.values()[name] < EMPTY).nonzero().tolist()]
 
     def degrees_of_freedom(self) -> int:
         """How many free numbers: K - 1 for a simplex of K, D (D + 1) / 2 for a covariance, every weight of a network."""

@@ -31,7 +31,7 @@ def assert_climbed(fit: ppvae.Fit) -> None:
     assert np.isfinite(values).all()
     assert (np.diff(values) >= -ASCENT * (1 + np.abs(values[1:]))).all()
     assert all(np.isfinite(value).all() for value in fit.params.values())
-    assert fit.converged or "max_steps" in fit.status or "floor" in fit.status, fit.status
+    assert fit.converged or "max_steps" in fit.status or "floor" in fit.status or "without rows" in fit.status, fit.status
 
 
 tables = st.builds(table, st.integers(0, 10_000), st.integers(6, 30), st.integers(2, 5), st.sampled_from([0.0, 0.2, 0.6]))

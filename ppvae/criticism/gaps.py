@@ -48,7 +48,9 @@ def gaps(fit: Fit, data: Data, best_log_likelihood: float | None, evidence: Scor
     """The three parts for one fit.
 
     evidence, bound: the fit's log-likelihood and ELBO of each row of `data`.  best_log_likelihood: nats per row of the best exact fit, or
-    None where no method is exact: the parameters' part is then unknown (NaN).
+    None where no method is exact: the parameters' part is then unknown (NaN). Where there is no formula for the family's best, the other
+    two parts are means over the `ROWS` rows that are searched, not over all. A "linear" guide's family is every Gaussian: what its one
+    covariance for all rows costs counts as amortization.
     """
     parameters = nan if best_log_likelihood is None else best_log_likelihood - float(evidence.mean())
     loss = float(np.mean(np.asarray(evidence) - np.asarray(bound)))

@@ -16,7 +16,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from ppvae.data import Batch, Data
 from ppvae.exact import Exact, ExactGuide, Statistics
 from ppvae.inference.method import CHUNK, Method, Outcome, Task, floor_warning
-from ppvae.messages import unknown
+from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 
@@ -74,6 +74,9 @@ class Climb:
         self.task, self.method = task, method
         assert task.model.closed_forms is not None
         self.exact: Exact = task.model.closed_forms
+        frozen = set(task.theta.names) - set(task.theta.trainable)
+        if frozen:
+            raise ValueError(f"{task.model.name}: EM's M-step moves every parameter, but {few(sorted(frozen))} is frozen: use SVI")
         self.chunks: list[Batch] = list(task.data.chunks(CHUNK))
         self.free = [p for p in task.theta.parameters() if p.requires_grad]
         self.began, self.steps = time.perf_counter(), 0

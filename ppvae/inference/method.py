@@ -11,6 +11,7 @@ from torch import nn
 
 from ppvae.data import Data
 from ppvae.guides import Guide
+from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 
@@ -81,11 +82,13 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[torch.Gene
 
 
 def floor_warning(theta: Parameters) -> str | None:
-    """A sentence for parameters that stand on their floor, where the likelihood has no maximum; None if there are none."""
-    names = theta.at_floor()
+    """A sentence for parameters on their floor, where the likelihood has no maximum, or for components without rows, else None."""
+    names, empty = theta.at_floor(), theta.emptied()
+    if empty and not names:
+        return f"{few(empty)} is 0, a component without rows: try another seed or fewer components"
     if not names:
         return None
     return (
-        f"{' and '.join(names)} stands on its floor, where the likelihood has no maximum: try another seed, fewer components or latents, "
+        f"{few(names)} stands on its floor, where the likelihood has no maximum: try another seed, fewer components or latents, "
         "or a covariance with fewer free parameters"
     )
