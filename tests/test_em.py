@@ -130,6 +130,7 @@ def test_a_component_without_rows_keeps_its_place():
         assert_climbed(fit)
         assert fit.params["means"][1] == pytest.approx([1e6, 1e6])
         assert 0 < fit.params["weights"][1] < 1e-9
+        assert "without rows" in fit.status
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
