@@ -74,9 +74,6 @@ class Climb:
         self.task, self.method = task, method
         assert task.model.closed_forms is not None
         self.exact: Exact = task.model.closed_forms
-        frozen = set(task.theta.names) - set(task.theta.trainable)
-        if frozen:
-            raise ValueError(f"{task.model.name}: EM's M-step moves every parameter, but {few(sorted(frozen))} is frozen: use SVI")
         self.chunks: list[Batch] = list(task.data.chunks(CHUNK))
         self.free = [p for p in task.theta.parameters() if p.requires_grad]
         self.began, self.steps = time.perf_counter(), 0
@@ -103,7 +100,11 @@ class Climb:
     @torch.no_grad()
     def m_step(self, statistics: Statistics) -> Tensor:
         """The maximiser, from statistics made at the present parameters."""
-        self.task.theta.assign(self.exact.maximize(self.task.theta, statistics))
+        values = self.exact.maximize(self.task.theta, statistics)
+        frozen = set(values) - set(self.task.theta.trainable)
+        if frozen:
+            raise ValueError(f"{self.task.model.name}: EM's M-step moves {few(sorted(frozen))}, which is frozen: use SVI")
+        self.task.theta.assign(values)
         return self.here
 
     def __call__(self, vector: Tensor) -> Tensor:
