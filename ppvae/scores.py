@@ -1,6 +1,7 @@
 """How good a fit is, row by row: exact where the model is, estimated with a standard error elsewhere, and marked as which."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import sqrt
 
 import numpy as np
@@ -47,9 +48,23 @@ class Scores(np.ndarray):
         return 0.0 if self.standard_error is None else float(np.sqrt((np.asarray(self.standard_error) ** 2).sum()) / self.size)
 
 
+SMALL = 50_000  # entries: below this, threads cost more in waiting for one another than they save
+
+
+@contextmanager
+def threads_for(entries: int) -> Iterator[None]:
+    """One thread within the block where each operation works on few entries; on a busy machine two would spin for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if entries < SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def by_chunks(score: Callable[[Batch], Tensor], data: Data, rows: int) -> Tensor:
     """`score` of every row, a chunk at a time, no gradients kept."""
-    with torch.no_grad():
+    with torch.no_grad(), threads_for(data.x.numel()):
         return torch.cat([score(batch) for batch in data.chunks(rows)], -1)
 
 

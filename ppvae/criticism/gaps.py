@@ -22,7 +22,7 @@ from ppvae.inference.method import CHUNK, Task, seeded
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.program.read import read_guide
-from ppvae.scores import Scores, sampled_elbo
+from ppvae.scores import Scores, sampled_elbo, threads_for
 
 ROWS = 512  # where the best of the family is searched for row by row, so many rows stand for all
 REFINEMENT = SVI(steps=600, batch_size=None, learning_rate=0.03, compile=False, particles=4)
@@ -125,6 +125,6 @@ def refined_elbo(fit: Fit, data: Data) -> tuple[Scores, np.ndarray] | None:
     spread = tril.diagonal(dim1=-2, dim2=-1) if _is_diagonal(fit, tril) else tril
     free = PerRow(q.latent, q.loc[:, 0], spread).to(part.x)
     theta = copy.deepcopy(fit.theta).requires_grad_(False)
-    with seeded(fit.seed, part.device):
+    with seeded(fit.seed, part.device), threads_for(REFINEMENT.entries(part)):
         outcome = REFINEMENT.run(Task(fit.model, part, theta, free, fit.seed))
         return sampled_elbo(fit.program, outcome.guide, part, 200), rows.numpy()

@@ -19,6 +19,7 @@ from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.joint import sites_of
+from ppvae.scores import threads_for
 
 
 def fit(
@@ -116,7 +117,7 @@ def run(
     theta = copy.deepcopy(theta).to(data.dtype)
     check_story(model, theta, data)
     began = time.perf_counter()
-    with seeded(seed, data.device):
+    with seeded(seed, data.device), threads_for(method.entries(data)):
         outcome = method.run(Task(model, data, theta, copy.deepcopy(guide), seed, progress or (lambda done, total, note: None)))
     seconds = outcome.history[-1]["seconds"] if outcome.history else time.perf_counter() - began
     return Fit(

@@ -68,6 +68,10 @@ class Method:
         """Why this method cannot fit this model to these data, in a sentence; None if it can."""
         return None
 
+    def entries(self, data: Data) -> int:
+        """How many entries of the table one step works on."""
+        return data.x.numel()
+
     def run(self, task: Task) -> Outcome:
         raise TypeError(f"{type(self).__name__} must define run(task)")
 
