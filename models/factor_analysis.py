@@ -39,7 +39,9 @@ class FactorAnalysis(Model):
     Parameters of a fit: `loadings` (D, L), `mean` (D,), `noise_variance` (D,).
 
     >>> import ppvae
-    >>> fit = ppvae.fit(FactorAnalysis(n_latents=1), ppvae.load_data("iris"))
+    >>> fit = ppvae.fit(FactorAnalysis(n_latents=2), ppvae.load_data("wine"))
+    >>> fit.params["noise_variance"].shape, round(float(fit.log_likelihood(ppvae.load_data("wine")).sum()), 3)
+    ((13,), -3477.043)
     """
 
     n_latents: int = 2
