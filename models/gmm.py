@@ -20,7 +20,7 @@ from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedMultivariateNormal
 from ppvae.exact import Exact, Posterior, Statistics
 from ppvae.gaussian import LOG_2PI, component_densities, expected_moments
-from ppvae.messages import unknown
+from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
 from ppvae.starts import kmeans_partition
@@ -134,9 +134,7 @@ class GMM(Model):
                 f"{self.n_components} components need at least as many rows, but there are {data.n_rows}: ask for fewer components"
             )
         if data.constant:
-            raise ValueError(
-                f"column {', '.join(data.constant[:5])} is constant, so the mixture's likelihood is unbounded: drop it, or use PPCA"
-            )
+            raise ValueError(f"a mixture's likelihood is unbounded where a column is constant ({few(data.constant)}): drop it, or use PPCA")
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         """k-means++ and k-means on standardised rows; each cluster's covariance is shrunk towards the pooled one."""

@@ -113,6 +113,12 @@ class Comparison:
             rows.append({"method": label, "seed": fit.seed, "quantity": "log_density", "distance": float(np.sqrt((apart**2).mean()))})
         return pd.DataFrame(rows)
 
+    def __str__(self) -> str:
+        """The table without the statuses, then each status once."""
+        shown = self.table.drop(columns="status").to_string(index=False, float_format=lambda value: f"{value:.6g}")
+        said = self.table.groupby("status", sort=False).method.agg(lambda m: ", ".join(dict.fromkeys(m)))
+        return "\n".join([shown, *(f"{methods}: {status}" for status, methods in said.items())])
+
     def plot(self) -> "Figure":
         """Convergence of all methods, against steps and seconds."""
         from ppvae import report

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from ppvae.messages import unknown
+
 _RAW = "raw_"
 EMPTY = 1e-9  # a share below this belongs to a component without rows
 
@@ -61,11 +63,26 @@ class Parameters(nn.Module):
     def __getattr__(self, name: str) -> Any:
         known = self.__dict__.get("_constraints", {})
         if name not in known:
-            return super().__getattr__(name)
+            return self._network(name)
         raw: Any = super().__getattr__(_RAW + name)
         unit: Any = super().__getattr__(f"unit_{name}")
         floor: Any = super().__getattr__(f"floor_{name}")
         return (transform_to(known[name])(raw) + _at_floor(known[name], floor, raw)) * unit
+
+    def _network(self, name: str) -> Any:
+        """A module, buffer or raw tensor; an AttributeError names the nearest parameters."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            raise AttributeError(str(unknown("parameter", name, (*self._constraints, *dict(self.named_children()))))) from None
+
+    def check(self) -> None:
+        """Raise ValueError for a value that is not finite or lies outside its constraint."""
+        for name, value in self.values().items():
+            if not torch.isfinite(value).all():
+                raise ValueError(f"init: parameter {name!r} is not finite, or outside its constraint ({_words(self._constraints[name])})")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,8 +127,6 @@ class Parameters(nn.Module):
 
     def _checked_slot(self, name: str) -> nn.Parameter:
         if name not in self._constraints:
-            from ppvae.messages import unknown
-
             raise unknown("parameter", name, self._constraints)
         return self.get_parameter(_RAW + name)
 

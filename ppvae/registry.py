@@ -184,6 +184,8 @@ def _model_in(path: Path, name: str | None) -> type["Model"]:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"{path} is not valid Python: {error.msg} (line {error.lineno})") from error
+    except ImportError as error:
+        raise ValueError(f"{path} imports what is not there: {error}: install it, or correct the import") from error
     classes = {key: value for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Model)}
     found = {key: cls for key, cls in classes.items() if cls.__module__ == spec.name}
     if not found:

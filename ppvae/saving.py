@@ -62,6 +62,7 @@ def save(fit: Fit, folder: str | Path) -> Path:
         fit.history.to_csv(Path(scratch) / FILES[2], index=False)
         made = Path(scratch) / "fit"
         made.mkdir()
+        os.chmod(Path(scratch) / FILES[1], (Path(scratch) / FILES[0]).stat().st_mode)  # safetensors writes for the owner alone
         for name in FILES:
             shutil.move(Path(scratch) / name, made / name)
         os.rename(made, folder)

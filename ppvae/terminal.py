@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import pandas as pd
@@ -97,10 +97,11 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None] | None]:
     """A bar on standard error while the block runs: yields what `progress=` takes, or None where standard error is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        with redirect_stdout(sys.stderr):  # a model of the user's may print; standard output is for results
+            yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False))
-    with Progress(*columns, console=console, transient=True) as bar:
+    with redirect_stdout(sys.stderr), Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=None, note="")
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 

@@ -72,6 +72,10 @@ class Criticism:
         left_out = f" ({undefined} undefined: a constant has no skewness or correlation)" if undefined else ""
         return f"{' and '.join(parts)} lie outside the central 95 % of their replicates{left_out}"
 
+    def __str__(self) -> str:
+        """The summary, and the table."""
+        return f"{self.summary}\n{self.table.to_string(index=False, float_format=lambda value: f'{value:.4g}')}"
+
     def plot(self) -> Figure:
         """Each observed statistic within its replicates."""
         from ppvae import report

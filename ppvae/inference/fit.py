@@ -2,11 +2,14 @@
 
 import copy
 import time
+import traceback
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 
 from ppvae import guides
 from ppvae.data import Data, as_data
@@ -18,14 +21,14 @@ from ppvae.inference.svi import SVI
 from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.joint import sites_of
+from ppvae.program.joint import random_sites
 from ppvae.scores import threads_for
 
 
 def fit(
     model: Model,
     data: object,
-    method: Method | None = None,
+    method: Method | str | None = None,
     *,
     seed: int = 0,
     init: Mapping[str, Any] | None = None,
@@ -49,6 +52,13 @@ def fit(
     >>> fitted.status
     'converged: the last step gained less than 1e-10 nats per row'
     """
+    if isinstance(model, type) or isinstance(method, type):
+        named = model if isinstance(model, type) else method
+        raise ValueError(f"{named.__name__} is a class: give an object, {named.__name__}()")
+    if isinstance(method, str):
+        from ppvae.registry import load_methods
+
+        (method,) = load_methods(method)
     data = prepare(model, as_data(data), device)
     theta = start(model, data, seed, init)
     data = data.to(dtype or precision(theta))
@@ -60,10 +70,24 @@ def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data
     """The data checked against the model, on the device of the fit."""
     if data.unobserved:
         raise ValueError(f"no entry of column {few(data.unobserved)} is observed: drop it")
+    _check_range(data)
     model.check(data)
     if device is not None:
         check_device(device)
     return data.to(device=device)
+
+
+def _check_range(data: Data) -> None:
+    """Raise ValueError for columns whose spread float64 cannot work with."""
+    scale, mean = data.scale, data.mean
+    huge = (scale > 1e100) | (scale < 1e-100) | (mean.abs() > 1e100)
+    flat = (mean.abs() > 1e9 * scale) & ~huge
+    for bad, remedy in (
+        (huge, "is beyond float64's range: rescale it"),
+        (flat, "varies too little around its mean for float64: subtract its mean"),
+    ):
+        if bad.any():
+            raise ValueError(f"column {data.columns[int(bad.nonzero()[0, 0])]} {remedy}")
 
 
 def precision(theta: Parameters) -> torch.dtype:
@@ -71,10 +95,25 @@ def precision(theta: Parameters) -> torch.dtype:
     return torch.float32 if any(True for _ in theta.children()) else torch.float64
 
 
+MISTAKES = (ArithmeticError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)  # what code in a story may raise
+
+
 def check_story(model: Model, theta: Parameters, data: Data) -> None:
-    """Raise ValueError for a story that does not observe the rows."""
-    sites = sites_of(partial(model.model, theta), data.batch(torch.arange(min(2, data.n_rows), device=data.device)))
-    if not any(site["is_observed"] for site in sites.values()):
+    """Run the story once, on a few rows; raise ValueError, with the line, for one that fails, or does not observe the rows."""
+    few_rows = data.batch(torch.arange(min(3, data.n_rows), device=data.device))
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
+            trace = poutine.trace(partial(model.model, theta)).get_trace(few_rows)
+            trace.compute_log_prob()
+    except MISTAKES as error:
+        where = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in where if "model" in frame.name and frame.line] or where
+        said = str(error).strip().split("\n")[0][:160]
+        hint = " (features are not rows: add .to_event(1) to the distribution of x)" if "Shape mismatch inside plate" in said else ""
+        raise ValueError(
+            f"{model.name}: the story fails at line {own[-1].lineno}, `{own[-1].line}`: {type(error).__name__}: {said}{hint}"
+        ) from error
+    if not any(site["is_observed"] for site in random_sites(trace).values()):
         raise ValueError(f"{model.name}: the story observes nothing: add pyro.sample('x', ..., obs=batch.x) inside batch.rows")
 
 
@@ -94,7 +133,11 @@ def best_method(model: Model, data: Data) -> Method:
 def start(model: Model, data: Data, seed: int, init: Mapping[str, Any] | None = None) -> Parameters:
     """The start that every method of a seed shares."""
     with seeded(seed) as generator:
-        theta = model.init(data, generator).to(dtype=data.dtype, device=data.device)
+        theta = model.init(data, generator)
+    if not isinstance(theta, Parameters):
+        raise ValueError(f"{model.name}: init must return ppvae.Parameters, not {type(theta).__name__}")
+    theta = theta.to(dtype=data.dtype, device=data.device)
+    theta.check()
     if init:
         theta.assign(dict(init))
     return theta

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -79,10 +80,12 @@ class Method:
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[torch.Generator]:
     """Torch's generators seeded within the block and put back after it; yields a CPU generator of the same seed."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise ValueError(f"a seed is a whole number from 0 up to 2^63, not {seed!r}")
     devices = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield torch.Generator().manual_seed(seed)
+        torch.manual_seed(int(seed))
+        yield torch.Generator().manual_seed(int(seed))
 
 
 def floor_warning(theta: Parameters) -> str | None:
@@ -92,7 +95,8 @@ def floor_warning(theta: Parameters) -> str | None:
         return f"{few(empty)} is 0, a component without rows: try another seed or fewer components"
     if not names:
         return None
+    stand = "stands on its floor" if len(names) == 1 else "stand on their floors"
     return (
-        f"{few(names)} stands on its floor, where the likelihood has no maximum: try another seed, fewer components or latents, "
+        f"{few(names)} {stand}, where the likelihood has no maximum: try more rows, another seed, fewer components or latents, "
         "or a covariance with fewer free parameters"
     )

@@ -32,8 +32,8 @@ class Fit:
 
     model: Model
     method: Method
-    theta: Parameters
-    guide: nn.Module
+    theta: Parameters = field(repr=False)
+    guide: nn.Module = field(repr=False)
     history: pd.DataFrame = field(repr=False)
     status: str
     converged: bool
