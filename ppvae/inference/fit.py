@@ -100,7 +100,8 @@ MISTAKES = (ArithmeticError, AttributeError, LookupError, NameError, RuntimeErro
 
 def check_story(model: Model, theta: Parameters, data: Data) -> None:
     """Run the story once, on a few rows; raise ValueError, with the line, for one that fails, or does not observe the rows."""
-    few_rows = data.batch(torch.arange(min(3, data.n_rows), device=data.device))
+    rows = 3 if data.n_features == 2 else 2  # not as many as features, or one could pass for the other
+    few_rows = data.batch(torch.arange(min(rows, data.n_rows), device=data.device))
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
             trace = poutine.trace(partial(model.model, theta)).get_trace(few_rows)
