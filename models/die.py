@@ -37,7 +37,7 @@ class DieExact(Exact):
         return self.model.throws(theta, batch).log_prob(batch.x)
 
     def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
-        """ "counts" (K,): throws of each face, those among the missing counts as expected from the counted ones."""
+        """Throws of each face, "counts" (K,), those among the missing counts as expected from the counted ones."""
         p, log_likelihood = theta.probabilities, self.log_marginal(theta, batch).sum()
         if batch.x.shape[1] == 1:
             faces = batch.x[batch.observed].long() - 1
