@@ -200,7 +200,8 @@ def build(model: Model, theta: Parameters, data: Data, guide: Guide | None = Non
         outside = [name for name, site in story.items() if not is_row_site(site)]
         if outside:
             raise ValueError(
-                f"{model.name}: site {outside[0]!r} lies outside batch.rows, so no encoder can be built for it: put it under `with batch.rows:`, or pass a guide"
+                f"{model.name}: site {outside[0]!r} lies outside batch.rows, so no encoder can be built for it: "
+                "put it under `with batch.rows:`, or pass a guide"
             )
         chosen = Amortized(story, data, chosen, model.guided_component)
     chosen = chosen.to(dtype=data.dtype, device=data.device) if isinstance(chosen, nn.Module) else Plain(chosen)

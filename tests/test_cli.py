@@ -259,7 +259,7 @@ def tables(tmp_path):
         ("fit gmm text.csv --out q", "text.csv has something other than real numbers in kind (such as 'x')"),
         ("fit gmm inf.csv --out q", "inf.csv holds inf in b"),
         ("fit gmm hole.csv --out q", "no entry of column hole is observed"),
-        ("fit gmm constant.csv --out q", "column same is constant"),
+        ("fit gmm constant.csv --out q", "where a column is constant (same)"),
         ("fit gmm two.csv --set n_components=3 --out q", "3 components need at least as many rows"),
         ("fit ppca good.csv --set n_latents=3 --out q", "n_latents=3 must be below the number of features, 3"),
         ("fit vae good.csv --out q", "(--rescale, data.rescaled())"),

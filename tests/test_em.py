@@ -104,7 +104,7 @@ def test_a_component_on_two_identical_rows_stops_at_its_floor(covariance, accele
     fit = ppvae.fit(GMM(2, covariance=covariance), x, ppvae.EM(max_steps=500, acceleration=acceleration), init=init)
     assert_climbed(fit)
     assert not fit.converged
-    assert "stands on its floor, where the likelihood has no maximum: try another seed" in fit.status
+    assert "where the likelihood has no maximum: try more rows, another seed" in fit.status
 
 
 def test_a_tied_covariance_of_rows_on_a_line_stops_at_its_floor():

@@ -238,7 +238,7 @@ def test_methods_that_do_not_apply_are_refused(iris):
         (lambda: PPCA(0), "iris", "n_latents must be at least 1, not 0"),
         (lambda: GMM(0), "iris", "n_components must be at least 1, not 0"),
         (lambda: GMM(200), "iris", "200 components need at least as many rows, but there are 150: ask for fewer components"),
-        (lambda: GMM(2), "digits", "is constant, so the mixture's likelihood is unbounded"),
+        (lambda: GMM(2), "digits", "likelihood is unbounded where a column is constant"),
         (lambda: GMM(2, covariance="ful"), "iris", "unknown covariance 'ful': did you mean 'full'"),
         (lambda: GMM(2, component="sumed"), "iris", "unknown component 'sumed': did you mean 'summed'"),
         (lambda: VAE(2), "digits", r"takes entries in \[0, 1\], but .* rescale the data"),

@@ -143,7 +143,8 @@ class Shared(Supports):
 
 def test_no_encoder_is_built_for_a_shared_latent():
     with pytest.raises(
-        ValueError, match=r"site 'shift' lies outside batch.rows, so no encoder can be built for it: pass a guide of your own"
+        ValueError,
+        match=r"site 'shift' lies outside batch.rows, so no encoder can be built for it: put it under `with batch.rows:`, or pass a guide",
     ):
         built(Shared(), ppvae.load_data("iris"))
 
