@@ -39,11 +39,10 @@ def _steps(model: ppvae.Model, x: np.ndarray):
     """`STEPS` EM iterations from one start, the start's own time left out."""
     from ppvae.inference.em import sum_statistics
     from ppvae.inference.fit import start
-    from ppvae.inference.method import CHUNK
 
     data = ppvae.Data(x)
     theta = start(model, data, 0)
-    chunks = list(data.chunks(CHUNK))
+    chunks = list(data.chunks(model.closed_forms.chunk_rows(data)))
     exact = model.closed_forms
 
     @torch.no_grad()

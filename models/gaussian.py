@@ -16,7 +16,7 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedMultivariateNormal
 from ppvae.exact import Exact, Posterior, Statistics
-from ppvae.gaussian import component_densities, expected_moments
+from ppvae.gaussian import component_densities, expected_moments, pattern_rows
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
 
@@ -25,6 +25,9 @@ FLOOR = 1e-6  # of the data's own variance
 
 class GaussianExact(Exact):
     """Closed forms of the normal: marginal, EM for any pattern of missing entries, and the maximum likelihood of complete data."""
+
+    def chunk_rows(self, data: Data) -> int:
+        return pattern_rows(data, 1)
 
     def posterior(self, theta: Parameters, batch: Batch) -> Posterior:
         return Posterior.nothing(batch.x)

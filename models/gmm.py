@@ -19,7 +19,7 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedMultivariateNormal
 from ppvae.exact import Exact, Posterior, Statistics
-from ppvae.gaussian import LOG_2PI, component_densities, expected_moments
+from ppvae.gaussian import LOG_2PI, component_densities, expected_moments, pattern_rows
 from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
@@ -34,6 +34,9 @@ class GMMExact(Exact):
     """Closed forms of the mixture: responsibilities, marginal and EM, for any pattern of missing entries."""
 
     model: "GMM"
+
+    def chunk_rows(self, data: Data) -> int:
+        return pattern_rows(data, self.model.n_components) if self.model.matrices else super().chunk_rows(data)
 
     def posterior(self, theta: Parameters, batch: Batch) -> Posterior:
         joint = self._density(theta, batch)[0] + theta.weights.log()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ppvae.model import Model
 
 Statistics = dict[str, Tensor]
+CHUNK = 4096  # rows in one pass of exact work: large enough for matrix products, small enough to stay in cache
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,17 @@ class Posterior:
     def nothing(cls, x: Tensor) -> "Posterior":
         """For a story without latents: rows (N, D) about whose latents there is nothing to say (K = 1, L = 0)."""
         return cls(x.new_zeros(len(x), 1), x.new_zeros(len(x), 1, 0), x.new_zeros(1, 1, 0, 0))
+
+    @classmethod
+    def join(cls, parts: "list[Posterior]") -> "Posterior":
+        """The posteriors of consecutive rows as one."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        shared = len(first.scale_tril) == 1 < len(first.loc)
+        tril = first.scale_tril if shared else torch.cat([p.scale_tril.expand(*p.loc.shape, -1) for p in parts])
+        weights, loc = torch.cat([p.log_weights for p in parts]), torch.cat([p.loc for p in parts])
+        return cls(weights, loc, tril, first.component, first.latent)
 
     @property
     def mean(self) -> Tensor:
@@ -121,6 +133,10 @@ class Exact:
     """
 
     model: "Model" = field(repr=False)
+
+    def chunk_rows(self, data: Data) -> int:
+        """How many rows of these data one pass may take; fewer where each row needs matrices of its own."""
+        return CHUNK
 
     def posterior(self, theta: Parameters, batch: Batch) -> Posterior:
         """p(latents | x, theta) of each row of the batch."""

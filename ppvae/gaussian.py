@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from ppvae.data import Batch
+from ppvae.data import Batch, Data
+from ppvae.exact import CHUNK
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -134,6 +135,11 @@ def conditional_matrices(covariances: Tensor, observed: Tensor) -> tuple[Tensor,
     conditional = covariances - half.mT @ half
     hidden = (1 - mask).unsqueeze(-1) * (1 - mask).unsqueeze(-2)
     return root, regression, conditional * hidden, logdet
+
+
+def pattern_rows(data: Data, components: int) -> int:
+    """Rows in a pass of `component_densities`: with holes each may have a pattern of its own, with matrices (K, D, D)."""
+    return CHUNK if data.complete else max(64, min(CHUNK, 2**22 // (components * data.n_features**2)))
 
 
 def component_densities(batch: Batch, means: Tensor, covariances: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

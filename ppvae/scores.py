@@ -68,9 +68,9 @@ def by_chunks(score: Callable[[Batch], Tensor], data: Data, rows: int) -> Tensor
         return torch.cat([score(batch) for batch in data.chunks(rows)], -1)
 
 
-def exact_log_marginal(exact: Exact, theta: Parameters, data: Data, rows: int = 4096) -> Tensor:
+def exact_log_marginal(exact: Exact, theta: Parameters, data: Data) -> Tensor:
     """(N,): log p(x_n | theta)."""
-    return by_chunks(lambda batch: exact.log_marginal(theta, batch), data, rows)
+    return by_chunks(lambda batch: exact.log_marginal(theta, batch), data, exact.chunk_rows(data))
 
 
 def sampled_elbo(program: Program, guide: nn.Module, data: Data, draws: int = 100) -> Scores:

@@ -18,7 +18,7 @@ import torch
 from ppvae.data import Data
 from ppvae.exact import ExactGuide
 from ppvae.guides import Amortized, PerRow
-from ppvae.inference.method import CHUNK, Task, seeded
+from ppvae.inference.method import Task, seeded
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.program.read import read_guide
@@ -83,7 +83,7 @@ def family_loss(fit: Fit, data: Data) -> float | None:
         return 0.0
     lost = []
     with torch.no_grad():
-        for batch in data.chunks(CHUNK):
+        for batch in data.chunks(exact.chunk_rows(data)):
             q, p = read_guide(fit.guide, batch), exact.posterior(fit.theta, batch)
             if q is None:
                 return None

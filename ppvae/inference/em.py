@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ppvae.data import Batch, Data
 from ppvae.exact import Exact, ExactGuide, Statistics
-from ppvae.inference.method import CHUNK, Method, Outcome, Task, floor_warning
+from ppvae.inference.method import Method, Outcome, Task, floor_warning
 from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.parameters import Parameters
@@ -74,7 +74,7 @@ class Climb:
         self.task, self.method = task, method
         assert task.model.closed_forms is not None
         self.exact: Exact = task.model.closed_forms
-        self.chunks: list[Batch] = list(task.data.chunks(CHUNK))
+        self.chunks: list[Batch] = list(task.data.chunks(self.exact.chunk_rows(task.data)))
         self.free = [p for p in task.theta.parameters() if p.requires_grad]
         self.began, self.steps = time.perf_counter(), 0
         self.history: list[dict[str, float]] = []

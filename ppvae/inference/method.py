@@ -18,7 +18,6 @@ from ppvae.parameters import Parameters
 
 Progress = Callable[[int, int, str], None]
 HISTORY = ("step", "seconds", "elbo", "log_likelihood", "heldout_elbo")
-CHUNK = 4096  # rows in one pass of exact work: large enough for matrix products, small enough to stay in cache
 
 
 @dataclass(frozen=True)

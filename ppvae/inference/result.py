@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppvae.data import Data, Summary, as_data
 from ppvae.exact import Exact, ExactGuide, Posterior, kl
-from ppvae.inference.method import CHUNK, Method, seeded
+from ppvae.inference.method import Method, seeded
 from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.parameters import Parameters
@@ -89,7 +89,7 @@ class Fit:
         """(N,) nats per row, log p(x_n | theta) of the observed entries: exact where the model is, else importance-sampled (`.how`)."""
         data = self.take(data)
         if self.exact is not None:
-            return Scores(exact_log_marginal(self.exact, self.theta, data, CHUNK))
+            return Scores(exact_log_marginal(self.exact, self.theta, data))
         with seeded(seed, self.device):
             return sampled_evidence(self.program, self.guide, data, draws)
 
@@ -98,7 +98,7 @@ class Fit:
         data = self.take(data)
         divergence = self._exact_kl(data)
         if divergence is not None and self.exact is not None:
-            return Scores(exact_log_marginal(self.exact, self.theta, data, CHUNK) - divergence)
+            return Scores(exact_log_marginal(self.exact, self.theta, data) - divergence)
         with seeded(seed, self.device):
             return sampled_elbo(self.program, self.guide, data, draws)
 
@@ -119,7 +119,7 @@ class Fit:
             return None
         parts = []
         with torch.no_grad():
-            for batch in data.chunks(CHUNK):
+            for batch in data.chunks(self.exact.chunk_rows(data)):
                 q, p = read_guide(self.guide, batch), self.exact.posterior(self.theta, batch)
                 if q is None:
                     return None
@@ -136,7 +136,7 @@ class Fit:
         data = self.take(data)
         with torch.no_grad():
             if self.exact is not None:
-                return self.exact.posterior(self.theta, data.batch())
+                return Posterior.join([self.exact.posterior(self.theta, batch) for batch in data.chunks(self.exact.chunk_rows(data))])
             found = read_guide(self.guide, data.batch())
         if found is None:
             raise ValueError(f"{self.model.name}: the guide is not a Gaussian or a categorical of one site; draw from it with to_arviz")
