@@ -48,7 +48,7 @@ class Scores(np.ndarray):
         return 0.0 if self.standard_error is None else float(np.sqrt((np.asarray(self.standard_error) ** 2).sum()) / self.size)
 
 
-SMALL = 50_000  # entries: below this, threads cost more in waiting for one another than they save
+SMALL = 500_000  # entries: below this, threads cost more in waiting for one another than they save
 
 
 @contextmanager
