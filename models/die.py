@@ -50,6 +50,10 @@ class DieExact(Exact):
         counts = statistics["counts"].clamp(min=NEVER)
         return {"probabilities": counts / counts.sum()}
 
+    def recentred(self, theta: Parameters, statistics: Statistics, values: dict[str, Tensor]) -> Statistics:
+        """Counts are about nothing."""
+        return statistics
+
     def cannot_solve(self, data: Data) -> str | None:
         if data.complete or data.n_features == 1:
             return None

@@ -16,7 +16,7 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedMultivariateNormal
 from ppvae.exact import Exact, Posterior, Statistics
-from ppvae.gaussian import component_densities, expected_moments, pattern_rows
+from ppvae.gaussian import component_densities, expected_moments, pattern_rows, shifted_moments
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
 
@@ -46,6 +46,10 @@ class GaussianExact(Exact):
         step = statistics["sum"] / statistics["rows"]
         covariance = statistics["scatter"] / statistics["rows"] - step.outer(step)
         return {"mean": theta.mean + step, "covariance": bounded(covariance, theta.unit_covariance)}
+
+    def recentred(self, theta: Parameters, statistics: Statistics, values: dict[str, Tensor]) -> Statistics:
+        shift = theta.mean - values["mean"]
+        return statistics | shifted_moments(statistics["rows"], statistics["sum"], statistics["scatter"], shift)
 
     def cannot_solve(self, data: Data) -> str | None:
         return None if data.complete else "gaussian has a closed form for complete data only: use EM where entries are missing"

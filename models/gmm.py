@@ -19,7 +19,7 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedMultivariateNormal
 from ppvae.exact import Exact, Posterior, Statistics
-from ppvae.gaussian import LOG_2PI, component_densities, expected_moments, pattern_rows
+from ppvae.gaussian import LOG_2PI, component_densities, expected_moments, pattern_rows, shifted_moments
 from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
@@ -92,6 +92,11 @@ class GMMExact(Exact):
             unit = theta.unit_covariances
             covariances = clip_eigenvalues((covariances + covariances.mT) / (2 * unit), FLOOR) * unit
         return {"weights": weights / weights.sum(), "means": theta.means + step, "covariances": covariances}
+
+    def recentred(self, theta: Parameters, statistics: Statistics, values: dict[str, Tensor]) -> Statistics:
+        count = statistics["rows"].unsqueeze(-1) if self.model.matrices else statistics["count"]
+        shift = theta.means - values["means"]
+        return statistics | shifted_moments(count, statistics["sum"], statistics["scatter"], shift)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.distributions import constraints
 
 from ppvae.data import Batch, Data
 from ppvae.exact import Exact, Posterior, Statistics
-from ppvae.gaussian import factor_log_marginal, factor_moments, factor_posterior, factor_regression
+from ppvae.gaussian import factor_log_marginal, factor_moments, factor_posterior, factor_regression, shifted_factor_moments
 from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
@@ -79,6 +79,9 @@ class MixtureExact(Exact):
             "loadings": torch.where(alive.unsqueeze(-1), regression[..., :-1], theta.loadings),
             "noise_variances": self.model.noise(theta, left, count),
         }
+
+    def recentred(self, theta: Parameters, statistics: Statistics, values: dict[str, Tensor]) -> Statistics:
+        return shifted_factor_moments(statistics, theta.means - values["means"])
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,8 @@ def kl(q: Posterior, p: Posterior) -> Tensor | None:
 class Exact:
     """The closed forms of one model: pure functions of theta. A model file subclasses this and overrides what it has.
 
-    `posterior` and `log_marginal` make every score exact; `statistics` and `maximize` give EM; `solve` gives ClosedForm.
+    `posterior` and `log_marginal` make every score exact; `statistics` and `maximize` give EM, with `recentred` online EM too; `solve`
+    gives ClosedForm.
     """
 
     model: "Model" = field(repr=False)
@@ -153,6 +154,13 @@ class Exact:
     def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
         """The M-step: constrained values for exactly `theta.trainable`. `theta` is the one that made the statistics."""
         raise NotImplementedError(f"{self.model.name} gives no M-step")
+
+    def recentred(self, theta: Parameters, statistics: Statistics, values: dict[str, Tensor]) -> Statistics:
+        """The statistics that `theta` made, with moments that it took about its means taken about those in `values` instead.
+
+        `values` are constrained values as `maximize` gives them. With this, sums made at different parameters may be added: online EM does.
+        """
+        raise NotImplementedError(f"{self.model.name} does not say how its statistics move with theta")
 
     def solve(self, data: Data) -> dict[str, Tensor]:
         """Maximum likelihood in one step, constrained values by name."""

@@ -88,6 +88,25 @@ def factor_regression(moments: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return weights, moments["rr"] - (ur * weights).sum(-1)
 
 
+def shifted_factor_moments(moments: dict[str, Tensor], shift: Tensor) -> dict[str, Tensor]:
+    """`factor_moments` of the residuals r + shift from those of r: shift (..., D)."""
+    first = moments["ur"][..., -1]
+    ur = moments["ur"] + shift.unsqueeze(-1) * moments["uu"][..., -1]
+    return moments | {"ur": ur, "rr": moments["rr"] + shift * (first + ur[..., -1])}
+
+
+def shifted_moments(count: Tensor, total: Tensor, scatter: Tensor, shift: Tensor) -> dict[str, Tensor]:
+    """The sums of r + shift and of its products from those of r: count (..., 1 or D), total and shift (..., D).
+
+    scatter: (..., D, D) of outer products, or (..., D) of squares.
+    """
+    moved = total + count * shift
+    if scatter.ndim == total.ndim:
+        return {"sum": moved, "scatter": scatter + shift * (total + moved)}
+    outer = total.unsqueeze(-1) * shift.unsqueeze(-2) + shift.unsqueeze(-1) * moved.unsqueeze(-2)
+    return {"sum": moved, "scatter": scatter + outer}
+
+
 def inverse_tril(tril: Tensor) -> Tensor:
     """The inverse of a lower triangular matrix (..., D, D)."""
     eye = torch.eye(tril.shape[-1], dtype=tril.dtype, device=tril.device)

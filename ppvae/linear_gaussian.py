@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppvae.data import Batch
 from ppvae.exact import Exact, Posterior, Statistics
-from ppvae.gaussian import factor_log_marginal, factor_moments, factor_posterior, factor_regression
+from ppvae.gaussian import factor_log_marginal, factor_moments, factor_posterior, factor_regression, shifted_factor_moments
 from ppvae.parameters import Parameters
 
 
@@ -56,3 +56,6 @@ class LinearGaussianExact(Exact):
         weights, left = factor_regression(statistics)
         noise = self.noise(theta, left, statistics["count"])
         return {"loadings": weights[:, :-1], "mean": theta.mean + weights[:, -1], **noise}
+
+    def recentred(self, theta: Parameters, statistics: Statistics, values: dict[str, Tensor]) -> Statistics:
+        return shifted_factor_moments(statistics, theta.mean - values["mean"])

@@ -138,6 +138,16 @@ def mean_statistics(base: Kind) -> Kind:
     return closed_form(base, "statistics", average)
 
 
+def unmoved_scatter(base: Kind) -> Kind:
+    """Statistics that go to other means move their sums, and leave their squares about the old ones."""
+
+    def recentred(self, theta, statistics, values):
+        squares = {name: statistics[name] for name in ("scatter", "rr") if name in statistics}
+        return base.exact.recentred(self, theta, statistics, values) | squares
+
+    return _subclass(base, exact=_subclass(base.exact, recentred=recentred))
+
+
 def m_step(base: Kind, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Kind:
     """The M-step answers `change(right answer)`."""
     return closed_form(base, "maximize", lambda values, *_: change(values))
