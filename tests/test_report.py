@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 import ppvae
 from ppvae import report
-from ppvae.report import page, runs, words
+from ppvae.program.graph import graph
+from ppvae.report import about_fit, page, runs, words
 from ppvae.report.figures import fitted, progress, style
 from ppvae.scores import Scores
 
@@ -97,7 +98,7 @@ def pages(faithful, holes, iris, digits, tmp_path_factory):
     return {name: comparison.save(folder / f"{name}.html").read_text(encoding="utf-8") for name, comparison in found.items()}
 
 
-@pytest.mark.parametrize(("name", "pictures"), [("faithful", 4), ("holes", 7), ("iris", 6), ("digits", 7)])
+@pytest.mark.parametrize(("name", "pictures"), [("faithful", 4), ("holes", 8), ("iris", 7), ("digits", 8)])
 def test_one_file_that_needs_nothing_else(name, pictures, pages):
     assert len(pages[name]) < 3e6
     found = Reader(pages[name])
@@ -113,7 +114,7 @@ def test_one_file_that_needs_nothing_else(name, pictures, pages):
         else:
             assert head == "data:image/png"
             assert content.startswith(b"\x89PNG")
-    assert len(found.pictures) == pictures
+    assert len(found.pictures) == pictures + (shutil.which("dot") is not None)
 
 
 def test_the_title_names_the_best_method_and_how_far_the_others_are(faithful, pages):
@@ -177,6 +178,15 @@ def test_the_lines_that_run_it_again_are_python(iris, pages):
     assert "holdout=0.2" in lines
 
 
+def test_the_model_is_shown_as_a_graph(iris, pages, monkeypatch):
+    story = graph(iris.model, iris.data)
+    assert story.factorisation in Reader(pages["iris"]).text
+    assert (f'alt="Graph of the story: {story.factorisation}"' in pages["iris"]) == (shutil.which("dot") is not None)
+    monkeypatch.setenv("PATH", "")
+    (without,) = about_fit._graph(story)
+    assert "x ~ Normal(z, loadings, mean, noise_variance)" in without.lines
+
+
 def test_names_from_the_data_are_escaped(tmp_path):
     x = np.random.default_rng(0).normal(size=(30, 2))
     data = ppvae.Data(x, columns=["<b>a</b>", "b & c"], name="<script>alert(1)</script>")
@@ -214,6 +224,10 @@ def test_every_figure_is_drawn(faithful, holes, iris, digits, criticism):
         report.correlations(criticism),
         report.reconstructions(digits.best, digits.data),
         report.samples(digits.best, 12),
+        report.generated(digits.best, digits.data, 9),
+        report.latent_walk(digits.best, digits.data),
+        report.latent_walk(holes.best, holes.data),
+        report.divergence(),
         report.missingness(holes.data),
     ]
     for figure in figures:

@@ -89,20 +89,21 @@ class Graph:
         """The drawing, by Graphviz. Raises ValueError where its program `dot` is not installed."""
         if shutil.which("dot") is None:
             raise ValueError("drawing the graph needs Graphviz (its program 'dot'): install it, or read the graph as text")
-        return subprocess.run(["dot", "-Tsvg"], input=self.dot, capture_output=True, text=True, check=True).stdout
+        drawn = subprocess.run(["dot", "-Tsvg"], input=self.dot, capture_output=True, text=True, check=True).stdout
+        return drawn[drawn.index("<svg") :]  # without the prologue, which names a file elsewhere
 
 
-def graph(model: Model, data: Data) -> Graph:
-    """The graph of a model's story on these data.
+def graph(model: Model, data: Data, theta: Parameters | None = None) -> Graph:
+    """The graph of a model's story on these data; of a fit, with its `theta`, else with a start.
 
     >>> import ppvae
     >>> print(graph(ppvae.models.PPCA(n_latents=2), ppvae.load_data("iris")).factorisation)
     prod_n p(z_n) p(x_n | z_n; loadings, mean, noise_variance)
     """
-    theta = start(model, data, 0)
+    theta = start(model, data, 0) if theta is None else theta
     tracked: Any = Tracked(theta)
     story = partial(model.model, tracked)
-    batch = data.batch(torch.arange(min(2, data.n_rows)))
+    batch = data.head()
     with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False), TrackProvenance():
         sites = random_sites(poutine.trace(story).get_trace(batch))
         known = {name: get_provenance(site["fn"].log_prob(site["value"])) for name, site in sites.items()}

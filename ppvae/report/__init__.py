@@ -3,7 +3,10 @@
     convergence(comparison)   gaps(comparison)             how the methods arrived, and what each lost
     density(fit, data)        latent_space(fit, data)      what was fitted
     checks(criticism)         correlations(criticism)      does the model make data like these?
+    latent_walk(fit, data)                                 rows decoded along lines through latent space
     reconstructions(fit, data)   samples(fit, n)           pictures, where a row is one
+    generated(fit, data)                                   new pictures beside real ones
+    bounds(found)             divergence()                 the bounds that EM climbs; KL between two Gaussians
     missingness(data)                                      which entries are missing together
 
 Each returns a `matplotlib.figure.Figure` (`figure.savefig("figure.pdf")`) and raises ValueError, with the reason, where it does not apply.
@@ -17,14 +20,18 @@ _HOMES = {
     "gaps": "progress",
     "density": "fitted",
     "latent_space": "fitted",
+    "latent_walk": "walk",
+    "bounds": "lower",
+    "divergence": "lower",
     "checks": "predictive",
     "correlations": "predictive",
     "reconstructions": "images",
     "samples": "images",
+    "generated": "images",
     "missingness": "holes",
 }
 
-__all__ = ["checks", "convergence", "correlations", "density", "gaps", "latent_space", "missingness", "reconstructions", "samples"]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ppvae.program.graph import Graph, graph
 from ppvae.report import words
-from ppvae.report.blocks import Block, Code, Section, Table, Text, picture, responsive
-from ppvae.report.figures import fitted, images
+from ppvae.report.blocks import Block, Code, Section, Table, Text, drawing, picture, responsive
+from ppvae.report.figures import fitted, images, walk
 
 if TYPE_CHECKING:
     from ppvae.data import Data
@@ -23,7 +24,7 @@ MATRICES = 6  # of one parameter that are printed (a covariance for each compone
 def sections(fit: Fit, data: Data) -> Iterator[Section]:
     """What was fitted, and the model's own words."""
     yield Section("fit", "What was fitted", [*_pictures(fit, data), *_parameters(fit, data)])
-    yield Section("model", "The model", list(_model(fit)))
+    yield Section("model", "The model", list(_model(fit, data)))
 
 
 def _pictures(fit: Fit, data: Data) -> Iterator[Block]:
@@ -31,9 +32,11 @@ def _pictures(fit: Fit, data: Data) -> Iterator[Block]:
     if data.image_shape is not None:
         caption = "Above: rows of the data. Below each: what the model makes of it, with latents from the row's own posterior."
         yield picture("Pictures of data above their reconstructions", caption, images.reconstructions(fit, data), kind="png")
-    if data.image_shape is not None and data.context is None:
-        drawn = images.samples(fit, 40, data.image_shape)
-        yield picture("Pictures drawn from the model", "New rows, drawn from the fitted model.", drawn, kind="png")
+        caption = "Rows of the data, and as many new ones from the fitted model: what it expects for latents drawn from their prior, where "
+        caption += "there is one such latent, and what it draws with them, noise and all."
+        caption += "" if data.context is None else " Each new picture has the context of the real one in its place."
+        alt = "Pictures of data beside new ones from the model"
+        yield responsive(alt, caption, lambda n: images.generated(fit, data, columns=n), wide=3, narrow=1, kind="png")
     if data.image_shape is None and data.context is None:
         yield responsive(
             "The rows and the fitted density", _density_caption(data), lambda n: fitted.density(fit, data, n), wide=4, narrow=3
@@ -42,6 +45,14 @@ def _pictures(fit: Fit, data: Data) -> Iterator[Block]:
         known = "" if data.labels is None else " Colours are the known classes, which the fit never saw."
         caption = f"Each row at its posterior mean in latent space.{known}"
         yield picture("The rows in latent space", caption, fitted.latent_space(fit, data))
+    if images.decodes(fit, data):
+        caption = (
+            "A walk through latent space: what the model expects of codes along straight lines, from the 2nd to the 98th percentile of "
+        )
+        caption += "the rows' own, the other latents at their medians."
+        kind = "svg" if data.image_shape is None else "png"
+        alt = "Rows decoded along lines through latent space"
+        yield responsive(alt, caption, lambda n: walk.latent_walk(fit, data, n), wide=2, narrow=1, kind=kind)
 
 
 def _has_latents(fit: Fit, data: Data) -> bool:
@@ -113,10 +124,26 @@ def _components(fit: Fit) -> set[int]:
     return {len(v) for v in fit.params.values() if np.ndim(v) == 1 and np.isclose(np.sum(v), 1.0) and np.all(v >= 0)}
 
 
-def _model(fit: Fit) -> Iterator[Block]:
+def _model(fit: Fit, data: Data) -> Iterator[Block]:
     model = fit.model
     yield Text(f"{model.describe()}, {words.count(fit.n_parameters, 'free parameter')}.")
+    yield from _graph(graph(model, data, fit.theta))
     module = inspect.getmodule(type(model))
     story = (module and module.__doc__) or type(model).__doc__
     if story:
         yield Code(inspect.cleandoc(story))
+
+
+def _graph(found: Graph) -> Iterator[Block]:
+    """The story's graph with the product that it implies; where nothing can draw it, in words."""
+    try:
+        svg = found.svg()
+    except ValueError:  # how a graph says that Graphviz is not installed
+        yield Code(found.text)
+        return
+    yield Code(found.factorisation)
+    caption = (
+        "The story as a graph, read from the program: an arrow from each site or parameter to what depends on it, dashed from "
+        "parameters; grey is observed; the box is repeated for every row."
+    )
+    yield drawing(f"Graph of the story: {found.factorisation}", caption, svg)

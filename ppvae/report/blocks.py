@@ -1,5 +1,6 @@
 """What a page is made of: sections of text, terms, tables, code and pictures; and the one template that sets them."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -94,6 +95,12 @@ class Page:
         return environment.get_template("page.html").render(page=self, narrow=NARROW, version=ppvae.__version__)
 
 
+def drawing(alt: str, caption: str, svg: str) -> Picture:
+    """A drawing by another program, its width in points as the drawing gives it."""
+    (width,) = re.findall(r'<svg width="([0-9.]+)pt"', svg)
+    return Picture(alt, caption, style.address(svg.encode(), "svg"), round(float(width) * 96 / 72))
+
+
 def picture(alt: str, caption: str, figure: Figure, narrow: Figure | None = None, kind: str = "svg") -> Picture:
     """A figure (and its narrow drawing) ready for a page; `kind` "png" for figures that are all pixels."""
     wide = style.data_uri(figure, kind)
@@ -101,6 +108,6 @@ def picture(alt: str, caption: str, figure: Figure, narrow: Figure | None = None
     return Picture(alt, caption, wide, round(96 * figure.get_figwidth()), None if small == wide else small)
 
 
-def responsive(alt: str, caption: str, draw: Callable[[int], Figure], wide: int, narrow: int) -> Picture:
+def responsive(alt: str, caption: str, draw: Callable[[int], Figure], wide: int, narrow: int, kind: str = "svg") -> Picture:
     """A figure whose panels can stand in fewer columns, `draw(columns)`: `wide` ones on a desk and `narrow` ones on a phone."""
-    return picture(alt, caption, draw(wide), draw(narrow))
+    return picture(alt, caption, draw(wide), draw(narrow), kind)

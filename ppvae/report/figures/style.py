@@ -78,5 +78,10 @@ def data_uri(figure: Figure, kind: str = "svg") -> str:
     figure.set_layout_engine("none")  # the panels have their places now: savefig would find them twice more
     with matplotlib.rc_context({"svg.hashsalt": "ppvae", "svg.fonttype": "path"}):
         figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    return address(buffer.getvalue(), kind)
+
+
+def address(content: bytes, kind: str) -> str:
+    """The file's content, `svg` or `png`, as a `data:` address."""
     mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
-    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
