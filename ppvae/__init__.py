@@ -19,6 +19,7 @@ _HOME = {
     "EM": "ppvae.inference.em",
     "SVI": "ppvae.inference.svi",
     "ClosedForm": "ppvae.inference.closed_form",
+    "OnlineEM": "ppvae.inference.online_em",
     "compare": "ppvae.comparison",
     "Comparison": "ppvae.comparison",
     "check": "ppvae.criticism.checks",

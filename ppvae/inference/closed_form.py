@@ -14,10 +14,6 @@ from ppvae.scores import exact_log_marginal
 class ClosedForm(Method):
     """The maximum likelihood by formula; needs complete data in most models."""
 
-    @property
-    def name(self) -> str:
-        return "closed_form"
-
     def refusal(self, model: Model, data: Data) -> str | None:
         if model.closed_forms is None or not model.closed_forms.has("solve"):
             return f"{model.name} has no closed-form maximum likelihood: use EM or SVI"

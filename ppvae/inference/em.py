@@ -100,11 +100,7 @@ class Climb:
     @torch.no_grad()
     def m_step(self, statistics: Statistics) -> Tensor:
         """The maximiser, from statistics made at the present parameters."""
-        values = self.exact.maximize(self.task.theta, statistics)
-        frozen = set(values) - set(self.task.theta.trainable)
-        if frozen:
-            raise ValueError(f"{self.task.model.name}: EM's M-step moves {few(sorted(frozen))}, which is frozen: use SVI")
-        self.task.theta.assign(values)
+        self.task.theta.assign(maximized(self.exact, self.task.theta, statistics))
         return self.here
 
     def __call__(self, vector: Tensor) -> Tensor:
@@ -152,6 +148,15 @@ def sum_statistics(exact: Exact, theta: Parameters, chunks: list[Batch]) -> Stat
         for name, value in exact.statistics(theta, batch).items():
             total[name] = total[name] + value if name in total else value
     return total
+
+
+def maximized(exact: Exact, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
+    """The M-step's values. Raises ValueError where it would move what is frozen."""
+    values = exact.maximize(theta, statistics)
+    frozen = set(values) - set(theta.trainable)
+    if frozen:
+        raise ValueError(f"{exact.model.name}: EM's M-step moves {few(sorted(frozen))}, which is frozen: use SVI")
+    return values
 
 
 def plain(em: Climb) -> None:

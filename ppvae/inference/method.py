@@ -1,5 +1,6 @@
 """What every method of fitting is: a small configuration object that runs on a task."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -54,7 +55,8 @@ class Method:
 
     @property
     def name(self) -> str:
-        return type(self).__name__.lower()
+        """The class's name in snake case, as the command line spells it."""
+        return re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
 
     def config(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
