@@ -11,6 +11,7 @@ _HOME = {
     "MixturePPCA": "mixture_fa",
     "MixtureFA": "mixture_fa",
     "GMM": "gmm",
+    "BayesianGMM": "bayesian_gmm",
     "VAE": "vae",
     "CVAE": "cvae",
     "LinearVAE": "linear_vae",

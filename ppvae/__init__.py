@@ -23,6 +23,7 @@ _HOME = {
     "NUTS": "ppvae.inference.nuts",
     "OnlineEM": "ppvae.inference.online_em",
     "DirectML": "ppvae.inference.direct_ml",
+    "VariationalEM": "ppvae.inference.variational_em",
     "compare": "ppvae.comparison",
     "Comparison": "ppvae.comparison",
     "check": "ppvae.criticism.checks",

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from ppvae import guides
 from ppvae.criticism.gaps import gaps
 from ppvae.data import Data, as_data
+from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
 from ppvae.inference.fit import precision, prepare, run, start
@@ -177,8 +178,8 @@ def compare(
 ) -> Comparison:
     """Fit a model by several methods from the same starts, and score them alike.
 
-    methods: config objects, or words as on the command line ("em,svi:steps=500"); None: all that the model allows of ClosedForm, EM and
-    SVI.  seeds: starts 0 to seeds - 1, each shared by all methods.  holdout: a share of the rows kept out of training and scored.
+    methods: config objects, or words as on the command line ("em,svi:steps=500"); None: all that the model allows of ClosedForm, EM,
+    CAVI and SVI.  seeds: starts 0 to seeds - 1, each shared by all methods.  holdout: a share of the rows kept out of training and scored.
     holdout_entries: a share of the training rows' entries hidden from the fits and scored (nats and rms error for each hidden entry).
     The rest as in `ppvae.fit`.
 
@@ -217,7 +218,7 @@ def _methods(model: Model, data: Data, methods: str | Sequence[Method] | None) -
 
         methods = load_methods(methods)
     if methods is None:
-        return [m for m in (ClosedForm(), EM(), SVI()) if m.refusal(model, data) is None]
+        return [m for m in (ClosedForm(), EM(), CAVI(), SVI()) if m.refusal(model, data) is None]
     if not methods:
         raise ValueError("compare needs at least one method")
     for method in methods:

@@ -138,6 +138,10 @@ class Data:
         index = torch.arange(start, min(stop, self.n_rows), device=self.device)
         return Batch(self.x[start:stop], self.observed[start:stop], index, self.n_rows, self.complete, context)
 
+    def head(self, rows: int = 2) -> Batch:
+        """The first rows, at most all of them, as a Batch that stands for all N: enough to see what a story samples."""
+        return self.batch(torch.arange(min(rows, self.n_rows), device=self.device))
+
     def chunks(self, rows: int) -> Iterator[Batch]:
         """Consecutive batches of at most `rows` rows: views, nothing is copied."""
         for start in range(0, self.n_rows, rows):

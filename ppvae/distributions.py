@@ -2,9 +2,12 @@
 
 An entry that is not observed is marginalised: it is never read, and log_prob is that of the observed entries. `conditional` and
 `complete` say what the missing entries may be. ±inf is never read as "missing": the score of such a value is not finite.
+
+Besides, a Wishart for priors on precisions: torch's own looks at its values, so no program with it can be captured.
 """
 
 from functools import partial
+from math import log
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -215,3 +218,61 @@ def _whitened(tril: Tensor, residual: Tensor) -> Tensor:
     if tril.shape[-3] == 1 and residual.ndim >= 2:
         return torch.linalg.solve_triangular(tril.squeeze(-3), residual.mT, upper=False).mT
     return torch.linalg.solve_triangular(tril, residual.unsqueeze(-1), upper=False).squeeze(-1)
+
+
+class Wishart(TorchDistribution):
+    """Wishart(df, scale) over precision matrices (..., D, D), of mean df * scale (Muirhead 1982, section 3.2).
+
+    df: (...), above D - 1.  scale: (..., D, D). Reparametrised by Bartlett's decomposition.
+
+    >>> d = Wishart(torch.tensor(3.0), torch.eye(2))
+    >>> round(float(d.log_prob(torch.eye(2))), 4)
+    -3.531
+    """
+
+    arg_constraints = {"df": constraints.positive, "scale": constraints.positive_definite}  # noqa: RUF012
+    support = constraints.positive_definite
+    has_rsample = True
+
+    def __init__(self, df: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
+        shape = torch.broadcast_shapes(df.shape, scale.shape[:-2])
+        self.df, self.scale = df.expand(shape), scale.expand(*shape, *scale.shape[-2:])
+        super().__init__(shape, scale.shape[-2:], validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return Wishart(self.df.expand(batch_shape), self.scale.expand(*batch_shape, *self.event_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.df[..., None, None] * self.scale
+
+    @property
+    def expected_logdet(self) -> Tensor:
+        """(...): E log det of a draw."""
+        halves = (self.df.unsqueeze(-1) - self._order) / 2
+        return halves.digamma().sum(-1) + self.event_shape[0] * log(2) + _logdet(self.scale)
+
+    @property
+    def _order(self) -> Tensor:
+        return torch.arange(self.event_shape[0], dtype=self.df.dtype, device=self.df.device)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        trace = torch.cholesky_solve(value, torch.linalg.cholesky(self.scale)).diagonal(dim1=-2, dim2=-1).sum(-1)
+        return self.log_density(_logdet(value), trace)
+
+    def log_density(self, logdet: Tensor, trace: Tensor) -> Tensor:
+        """(...): log_prob from the two statistics of a value, log det and tr(scale^-1 value), in which it is linear."""
+        size = self.event_shape[0]
+        constant = self.df / 2 * (size * log(2) + _logdet(self.scale)) + (self.df / 2).mvlgamma(size)
+        return 0.5 * ((self.df - size - 1) * logdet - trace) - constant
+
+    def rsample(self, sample_shape=NO_SHAPE) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        gamma = torch.distributions.Gamma((self.df.unsqueeze(-1) - self._order) / 2, self.df.new_tensor(0.5), validate_args=False)
+        below = torch.randn(shape, dtype=self.df.dtype, device=self.df.device).tril(-1)
+        root = torch.linalg.cholesky(self.scale) @ (below + gamma.rsample(sample_shape).sqrt().diag_embed())
+        return root @ root.mT
+
+
+def _logdet(matrix: Tensor) -> Tensor:
+    return 2 * torch.linalg.cholesky(matrix).diagonal(dim1=-2, dim2=-1).log().sum(-1)

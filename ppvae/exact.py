@@ -166,6 +166,13 @@ class Exact:
         """Maximum likelihood in one step, constrained values by name."""
         raise NotImplementedError(f"{self.model.name} gives no closed form")
 
+    def mean_field(self, theta: Parameters, moments: dict[str, dict[str, Tensor]], batch: Batch) -> Tensor:
+        """(B,) nats: log sum over the row's latents of exp E_q log p(x, latents | shared), for a q of what all rows share.
+
+        `moments` are q's expected statistics by site, as `ppvae.factors` names them, in which E_q log p must be linear.
+        """
+        raise NotImplementedError(f"{self.model.name} gives no mean-field bound")
+
     def cannot_solve(self, data: Data) -> str | None:
         """Why `solve` does not apply to these data, in a sentence; None if it does."""
         return None

@@ -6,6 +6,8 @@ A guide is an `nn.Module` called with a batch; it samples the story's latent sit
 - "diagonal": Gaussian, mean and scales from a network;
 - "full": Gaussian, mean and Cholesky factor from a network.
 
+A story's latents that all rows share (`ppvae.shared`) have no encoder: the same families, with free parameters.
+
 Discrete sites that the story enumerates are summed out there, unless the model asks for a guided component: then q(component | x) is a
 categorical whose logits come from a network, averaged exactly.
 """
@@ -13,19 +15,22 @@ categorical whose logits come from a network, averaged exactly.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
+from ppvae.bijections import carried, free_shape, unit_tril
 from ppvae.data import Batch, Data
 from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.networks import ImageEncoder, Rescaled, check_images, perceptron
 from ppvae.parameters import Parameters
-from ppvae.program.joint import is_row_site, sites_of
+from ppvae.program.joint import latent_sites, sites_of
+from ppvae.shared import SharedGaussian, WithRows, places
 
 FAMILIES = ("diagonal", "full", "linear")
 NETWORKS = ("dense", "convolutional")
@@ -95,35 +100,12 @@ class GaussianHead(nn.Module):
         return loc, unit_tril(scale, below) if self.family == "full" else scale
 
 
-def unit_tril(diagonal: Tensor, below: Tensor) -> Tensor:
-    """Lower triangular matrices (..., n, n) from their diagonals (..., n) and the entries below, row by row."""
-    size = diagonal.shape[-1]
-    row, column = torch.tril_indices(size, size, -1, device=diagonal.device)
-    flat = diagonal.new_zeros(*diagonal.shape[:-1], size * size)
-    flat = flat.index_copy(-1, row * size + column, below)
-    return flat.unflatten(-1, (size, size)) + torch.diag_embed(diagonal)
-
-
 def gaussian(loc: Tensor, spread: Tensor, event_shape: torch.Size, support: constraints.Constraint) -> dist.TorchDistribution:
     """The distribution of a site from a flat Gaussian, carried to the site's support and shape."""
     base: dist.TorchDistribution = (
         dist.MultivariateNormal(loc, scale_tril=spread) if spread.ndim > loc.ndim else dist.Normal(loc, spread).to_event(1)
     )
-    if len(event_shape) == 1 and _is_real(support):
-        return base
-    transforms = [dist.transforms.ReshapeTransform(base.event_shape, free_shape(event_shape, support))]
-    if not _is_real(support):
-        transforms.append(biject_to(support))
-    return dist.TransformedDistribution(base, transforms)
-
-
-def free_shape(event_shape: torch.Size, support: constraints.Constraint) -> torch.Size:
-    """The shape of the real numbers behind an event: K - 1 for a simplex of K."""
-    return biject_to(support).inverse_shape(event_shape)
-
-
-def _is_real(support: constraints.Constraint) -> bool:
-    return support is constraints.real or getattr(support, "base_constraint", None) is constraints.real
+    return carried(base, event_shape, support)
 
 
 class Amortized(nn.Module):
@@ -189,21 +171,19 @@ Guide = Family | str | nn.Module | Callable[[Batch], object]
 def build(model: Model, theta: Parameters, data: Data, guide: Guide | None = None) -> nn.Module:
     """The guide for a fit: a module or a function as it is, a family (or its name) built from the story, None for the model's own.
 
-    Raises ValueError for an unknown family, for a story with latent sites outside `batch.rows`, and where story and guide differ in sites.
+    Latents that all rows share get one Gaussian over their unconstrained values, "full" where the family is not "diagonal".
+    Raises ValueError for an unknown family, and where story and guide differ in sites.
     """
     own = model.guide(data) or Family()
     chosen = own if guide is None else guide
-    story = latent_sites(model, theta, data)
+    story = latent_sites(partial(model.model, theta), data.head())
     if isinstance(chosen, str):  # another family through the same encoder
         chosen = replace(own, name=chosen) if isinstance(own, Family) else Family(chosen)
     if isinstance(chosen, Family):
-        outside = [name for name, site in story.items() if not is_row_site(site)]
-        if outside:
-            raise ValueError(
-                f"{model.name}: site {outside[0]!r} lies outside batch.rows, so no encoder can be built for it: "
-                "put it under `with batch.rows:`, or pass a guide"
-            )
-        chosen = Amortized(story, data, chosen, model.guided_component)
+        family, shared = chosen, places(model, theta, data)
+        chosen = Amortized({n: s for n, s in story.items() if n not in shared}, data, family, model.guided_component)
+        if shared:
+            chosen = WithRows(SharedGaussian(shared, family.name, data.n_rows), chosen)
     chosen = chosen.to(dtype=data.dtype, device=data.device) if isinstance(chosen, nn.Module) else Plain(chosen)
     check_sites(model, story, chosen, data)
     return chosen
@@ -220,16 +200,9 @@ class Plain(nn.Module):
         return self.function(batch)
 
 
-def latent_sites(model: Model, theta: Parameters, data: Data) -> dict[str, dict]:
-    """The story's latent sites by name, from one run on two rows."""
-    few = data.batch(torch.arange(min(2, data.n_rows), device=data.device))
-    return {n: s for n, s in sites_of(lambda b: model.model(theta, b), few).items() if not s["is_observed"]}
-
-
 def check_sites(model: Model, story: dict[str, dict], guide: nn.Module, data: Data) -> None:
     """Raise ValueError where the guide does not sample exactly what the story leaves latent (enumerated sites may be left out)."""
-    few = data.batch(torch.arange(min(2, data.n_rows), device=data.device))
-    guided = sites_of(guide, few)
+    guided = sites_of(guide, data.head())
     for name, site in story.items():
         if name not in guided and site["infer"].get("enumerate") != "parallel":
             raise ValueError(f"{model.name}: the story samples {name!r} but the guide never does: add it to the guide, or marginalise it")

@@ -20,13 +20,14 @@ from torch import Tensor
 from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedNormal
 from ppvae.inference.method import seeded
-from ppvae.program.joint import log_joint, random_sites
+from ppvae.program.joint import latent_sites, log_joint, log_joint_given_shared, random_sites
 from ppvae.tables import completed
 
 if TYPE_CHECKING:
     from ppvae.inference.result import Fit
 
 ENTRIES = 2**21  # numbers in one run of the story
+SHARED = 200  # draws of what all rows share
 WEIGHTED = 1000  # draws of a row's latents where they are weighted by importance
 
 
@@ -55,8 +56,11 @@ def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
     """The latents of each row given its observed entries.
 
     With closed forms: `draws` exact draws; or, for draws=None, the mean of each component with the component's weight, from which every
-    expectation that is linear in z is exact. Without: draws from the guide, weighted by importance.
+    expectation that is linear in z is exact. Without: draws from the guide, weighted by importance; where the rows share latents, draws of
+    those and of each row's own given them, of equal weight.
     """
+    if fit.shared:
+        return latents_given_shared(fit, batch, draws or SHARED)
     if fit.exact is not None:
         posterior = fit.exact.posterior(fit.theta, batch)
         if draws is not None:
@@ -74,6 +78,17 @@ def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
     log_q = sum(site["log_prob"] / batch.scale for site in sites.values())
     found = Latents(values, (log_joint(fit.program, batch, values, WEIGHTED) - log_q).softmax(0))
     return found if draws is None else found.resample(draws)
+
+
+def latents_given_shared(fit: "Fit", batch: Batch, draws: int) -> Latents:
+    """Draws from the guide, {site: (S, B, ...)} and (S, 1, ...) for what all rows share; a site that the story sums out, given those."""
+    sites = random_sites(poutine.trace(_repeat(fit.guide, draws)).get_trace(batch))
+    values = {name: site["value"] for name, site in sites.items()}
+    for name in latent_sites(fit.program, batch):
+        if name not in values:
+            terms = log_joint_given_shared(fit.program, batch, values, draws)  # (K, S, B)
+            values[name] = pyro.distributions.Categorical(logits=terms.movedim(0, -1)).sample()
+    return Latents(values, batch.x.new_full((draws, batch.size), 1 / draws))
 
 
 def _repeat(program: Callable, draws: int) -> Callable:

@@ -10,6 +10,8 @@
 8. Missing. A row without an entry scores as its marginal over that entry; a wholly missing row scores 0.
 9. Importance weights. With the exact posterior as guide the bound of K draws is log p(x) for every K; with the prior as guide it rises
    with K and stays below; minibatches average to the full-data value.
+10. Mean field. The bound of CAVI is the rows' log-likelihood where q is a point, and for a q with a spread the expectation of log p(x, k)
+   less log q(k) (where entries are missing, at most that: they are latents of the bound too); no sweep lowers it.
 
 All in float64, on a few rows. What a law needs and a model does not have makes it "does not apply".
 """
@@ -18,6 +20,7 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import pairwise
 from math import inf
 
 import numpy as np
@@ -31,6 +34,7 @@ from torch.distributions import constraints
 from ppvae import guides
 from ppvae.data import Batch, Data, as_data
 from ppvae.exact import Exact, ExactGuide
+from ppvae.inference.cavi import MeanField
 from ppvae.inference.em import EM, sum_statistics
 from ppvae.inference.fit import start
 from ppvae.inference.method import Task, seeded
@@ -39,7 +43,17 @@ from ppvae.inference.svi import SVI, Step
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
-from ppvae.program.joint import Program, elbo_rows, is_row_site, log_joint, random_sites, sites_of
+from ppvae.program.joint import (
+    Program,
+    elbo_rows,
+    in_draws,
+    is_row_site,
+    latent_sites,
+    log_joint,
+    log_joint_given_shared,
+    random_sites,
+    sites_of,
+)
 from ppvae.scores import exact_log_marginal
 
 ROWS = 200
@@ -98,9 +112,18 @@ class Bench:
             trace = poutine.trace(poutine.uncondition(self.program)).get_trace(self.batch)
         return {n: s["value"] for n, s in random_sites(trace).items() if n in self.latent_names}
 
-    @property
+    @cached_property
     def latent_names(self) -> set[str]:
-        return {n for n, s in sites_of(self.program, self.batch).items() if not s["is_observed"]}
+        return set(latent_sites(self.program, self.batch))
+
+    @cached_property
+    def shared(self) -> set[str]:
+        """The names of the latents that all rows share."""
+        return {n for n, s in latent_sites(self.program, self.batch).items() if not is_row_site(s)}
+
+    def of_rows(self, latents: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """The latents of these rows, and what all rows share."""
+        return {n: v if n in self.shared else v[rows] for n, v in latents.items()}
 
 
 @dataclass(frozen=True)
@@ -146,7 +169,7 @@ def tightness(bench: Bench) -> tuple[float, float]:
     parts = [torch.arange(0, half), torch.arange(half, 2 * half)]
 
     def scaled(rows: Tensor, of: Data) -> Tensor:
-        held = {n: v[rows] for n, v in latents.items()}
+        held = bench.of_rows(latents, rows)
         return torch.as_tensor(poutine.trace(poutine.condition(bench.program, data=held)).get_trace(of.batch(rows)).log_prob_sum())
 
     even = bench.data.take(torch.arange(2 * half))
@@ -217,7 +240,7 @@ def additivity(bench: Bench) -> tuple[float, float]:
         elsewhere = copy.deepcopy(bench.theta)
         with seeded(bench.seed), torch.no_grad():
             for free in (p for p in elsewhere.parameters() if p.requires_grad):
-                free += 0.1 * torch.randn_like(free)
+                free.add_(0.1 * torch.randn_like(free))
         here = exact.maximize(bench.theta, whole)
         there = exact.maximize(elsewhere, exact.recentred(bench.theta, whole, elsewhere.values()))
         error = max([error, *(_relative(there[name], here[name]) for name in here)])
@@ -229,7 +252,11 @@ def one_objective(bench: Bench) -> tuple[float, float]:
     worst = 0.0
     rows = bench.data.batch(torch.arange(bench.data.n_rows // 2))  # a minibatch: the N / B scale is part of the objective
     sums_out = any(site["infer"].get("enumerate") == "parallel" for site in sites_of(bench.program, rows).values())
-    usual = [(name, min(of.particles, 3)) for name, of in OBJECTIVES.items() if of.sums_out or not sums_out]
+    usual = [
+        (name, min(of.particles, 3))
+        for name, of in OBJECTIVES.items()
+        if (of.sums_out or not sums_out) and (of.analytic is not None or not bench.shared)
+    ]
     for name, particles in [*usual, ("elbo", 3)]:
         results = []
         for compile in ("auto", False):
@@ -250,7 +277,7 @@ def one_objective(bench: Bench) -> tuple[float, float]:
 def importance_weights(bench: Bench, bound: Rows = OBJECTIVES["iwae"].rows) -> tuple[float, float]:
     """The worst of the three claims, each error in units of its own tolerance. `bound` is the one under trial."""
     latents = {n: s for n, s in sites_of(bench.program, bench.batch).items() if not s["is_observed"]}
-    if not all(is_row_site(site) for site in latents.values()):
+    if bench.shared:
         raise NotApplicable("some latents are shared by all rows")
     exact = bench.forms
     log_marginal = None if exact is None else exact.log_marginal(bench.theta, bench.batch).detach()
@@ -271,6 +298,30 @@ def importance_weights(bench: Bench, bound: Rows = OBJECTIVES["iwae"].rows) -> t
     return max(worst, _above(parts - few), _above(few - parts)), 1.0
 
 
+def mean_field(bench: Bench) -> tuple[float, float]:
+    """The worst of three claims, each error in units of its own tolerance."""
+    exact = bench.model.closed_forms
+    if exact is None or not exact.has("mean_field"):
+        raise NotApplicable("the model gives no mean-field bound")
+    field = MeanField(Task(bench.model, bench.data, bench.theta, None, bench.seed), point=False)
+    point = {name: value for name, value in bench.latents().items() if name in bench.shared}
+    moments = {name: field.factors[name].moments_at(value) for name, value in point.items()}
+    at_point = log_joint_given_shared(bench.program, bench.batch, point).logsumexp(0)
+    worst = _relative(exact.mean_field(bench.theta, moments, bench.batch), at_point) / ROUNDING
+
+    with seeded(bench.seed), torch.no_grad():
+        sites = random_sites(poutine.trace(in_draws(field.guide, 500)).get_trace(bench.batch))
+        drawn = log_joint_given_shared(bench.program, bench.batch, {n: site["value"] for n, site in sites.items()}, 500)  # (K, S, B)
+        bound = exact.mean_field(bench.theta, {n: part.moments() for n, part in field.factors.items()}, bench.batch)
+    log_q = drawn.mean(1, keepdim=True).log_softmax(0)  # the best q(k) for these draws
+    excess = bound - (log_q.exp() * (drawn - log_q)).sum(0)
+    whole = bench.batch.observed.all(1)
+    worst = max(worst, _above(excess), _above(-excess[:, whole]) if whole.any() else 0.0)
+
+    bounds = [field.sweep() for _ in range(20)]
+    return max(worst, max((a - b) / (1e-10 * (1 + abs(b))) for a, b in pairwise(bounds))), 1.0
+
+
 def _above(difference: Tensor) -> float:
     """How far the mean of a difference, of independent repeats (R, N), lies above 0, in units of 4 standard errors."""
     means = difference.mean(1)
@@ -281,7 +332,7 @@ def missing(bench: Bench) -> tuple[float, float]:
     """Remove one entry of each of a few rows, and sum or integrate over all that it may be: both scores must agree."""
     rows = torch.arange(min(4, bench.data.n_rows))
     column = torch.arange(len(rows)) % bench.data.n_features
-    latents = {n: v[rows] for n, v in bench.latents().items()}
+    latents = bench.of_rows(bench.latents(), rows)
     score = _joint(bench, latents) if bench.forms is None else _marginal(bench, bench.forms)
     outcomes = _outcomes(bench)
 
@@ -324,10 +375,11 @@ def _marginal(bench: Bench, exact: Exact) -> Score:
 
 
 def _joint(bench: Bench, latents: dict[str, Tensor]) -> Score:
-    """The log joint at fixed latents, where there is no marginal: the mask acts in the likelihood, given z."""
+    """The rows' log joint at fixed latents, where there is no marginal: the mask acts in the likelihood, given z."""
 
     def score(batch: Batch, repeats: int) -> Tensor:
-        return log_joint(bench.program, batch, {n: v.repeat_interleave(repeats, 0) for n, v in latents.items()})
+        held = bench.of_rows(latents, torch.arange(batch.size // repeats).repeat_interleave(repeats))
+        return log_joint_given_shared(bench.program, batch, held).logsumexp(0)
 
     return score
 
@@ -338,7 +390,7 @@ def _prior(bench: Bench, batch: Batch, latents: dict[str, Tensor]) -> Tensor:
         return batch.x.new_zeros(batch.size)
     trace = poutine.trace(poutine.condition(bench.program, data=latents)).get_trace(batch)
     trace.compute_log_prob()
-    return torch.as_tensor(sum(trace.nodes[name]["log_prob"] / batch.scale for name in latents))
+    return torch.as_tensor(sum(trace.nodes[name]["log_prob"] / batch.scale for name in latents if name not in bench.shared))
 
 
 def _outcomes(bench: Bench) -> Tensor | None:
@@ -384,6 +436,7 @@ LAWS: dict[int, tuple[str, Callable[[Bench], tuple[float, float]]]] = {
     7: ("one objective", one_objective),
     8: ("missing", missing),
     9: ("importance weights", importance_weights),
+    10: ("mean field", mean_field),
 }
 
 

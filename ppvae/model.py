@@ -39,6 +39,10 @@ class Model:
         """An amortized guide network, called with a batch; or a family of `ppvae.guides`, built from the story (None: the diagonal one)."""
         return None
 
+    def shared_start(self, theta: Parameters, data: Data, generator: torch.Generator) -> dict[str, Tensor]:
+        """Where guides and chains begin for the latents that all rows share, by site; one left out begins at its prior's median."""
+        return {}
+
     def check(self, data: Data) -> None:
         """Raise ValueError, with a remedy, for data that this model cannot take."""
 

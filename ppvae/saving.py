@@ -16,15 +16,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ppvae import guides
-from ppvae.data import Summary
+from ppvae.data import Data, Summary
 from ppvae.exact import ExactGuide
+from ppvae.factors import Factors
 from ppvae.inference.fit import start
 from ppvae.inference.result import Fit
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.registry import load_method, load_model, source_of
+from ppvae.shared import Draws, WithRows
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("fit.json", "tensors.safetensors", "history.csv")
 UNREADABLE = (
     json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, EmptyDataError,
@@ -105,25 +107,24 @@ def _rebuild(about: dict[str, Any], tensors: dict[str, torch.Tensor], history: p
     sketch = summary.sketch().to(getattr(torch, about["dtype"]))
     theta = start(model, sketch, 0)
     recipe = about["guide"]
-    guide = _exact_guide(model, theta) if recipe == "exact" else guides.build(model, theta, sketch, _family(recipe))
+    guide = _guide(recipe, model, theta, sketch)
     nn.ModuleDict({"theta": theta, "guide": guide}).load_state_dict(tensors)
     method = load_method(about["method"]["name"], **_tuples(about["method"]["config"]))
     kept = {name: about[name] for name in ("status", "converged", "seconds", "steps", "seed", "engine")}
     return Fit(model=model, method=method, theta=theta, guide=guide, history=history, trained_on=summary, **kept)
 
 
-def _exact_guide(model: Model, theta: Parameters) -> ExactGuide:
-    if model.closed_forms is None:
-        raise KeyError("closed forms")
-    return ExactGuide(model.closed_forms, theta)
-
-
 def _guide_recipe(fit: Fit) -> object:
-    """How to build the guide again: the exact posterior, a family, or (None) what the model's own `guide` gives."""
+    """How to build the guide again: a kind with its settings, or (None) what the model's own `guide` gives."""
     if isinstance(fit.guide, ExactGuide):
-        return "exact"
-    if isinstance(fit.guide, guides.Amortized):
-        return asdict(fit.guide.family)
+        return {"kind": "exact"}
+    if isinstance(fit.guide, Draws):
+        return {"kind": "draws", "shapes": {name: list(value.shape) for name, value in fit.guide.values.items()}}
+    if isinstance(fit.guide, Factors):
+        return {"kind": "factors", "point": fit.guide.point}
+    rows = fit.guide.rows if isinstance(fit.guide, WithRows) else fit.guide
+    if isinstance(rows, guides.Amortized):
+        return {"kind": "family", **asdict(rows.family)}
     own = fit.model.guide(fit.trained_on.sketch())
     if type(own) is type(fit.guide):
         return None
@@ -132,8 +133,20 @@ def _guide_recipe(fit: Fit) -> object:
     )
 
 
-def _family(recipe: dict | None) -> guides.Family | None:
-    return None if recipe is None else guides.Family(**_tuples(recipe))
+def _guide(recipe: dict[str, Any] | None, model: Model, theta: Parameters, sketch: Data) -> nn.Module:
+    """The guide that `_guide_recipe` describes, its tensors still to be loaded."""
+    if recipe is None:
+        return guides.build(model, theta, sketch)
+    settings = {name: value for name, value in recipe.items() if name != "kind"}
+    if recipe["kind"] == "exact":
+        if model.closed_forms is None:
+            raise KeyError("closed forms")
+        return ExactGuide(model.closed_forms, theta)
+    if recipe["kind"] == "draws":
+        return Draws({name: sketch.x.new_empty(shape) for name, shape in settings["shapes"].items()})
+    if recipe["kind"] == "factors":
+        return Factors(model, theta, sketch, settings["point"])
+    return guides.build(model, theta, sketch, guides.Family(**_tuples(settings)))
 
 
 def _tuples(config: dict[str, Any]) -> dict[str, Any]:

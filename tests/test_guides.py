@@ -1,6 +1,7 @@
 """Guides: each family on each kind of site, and what the encoder sees."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +17,7 @@ from ppvae.inference.fit import start
 from ppvae.model import Model
 from ppvae.models import GMM, PPCA
 from ppvae.parameters import Parameters
-from ppvae.program.joint import elbo_rows, random_sites
+from ppvae.program.joint import elbo_rows, latent_sites, random_sites
 from ppvae.program.read import read_guide
 
 
@@ -56,7 +57,7 @@ def test_every_family_serves_every_support(family):
     data = ppvae.load_data("iris")
     story, sites = Supports(), trace_of(built(Supports(), data, family), data)
     theta = start(story, data, 0)
-    latent = guides.latent_sites(story, theta, data)
+    latent = latent_sites(partial(story.model, theta), data.head())
     assert set(sites) == set(latent) == {"number", "vector", "matrix", "scale", "share", "simplex"}
     for name, site in sites.items():
         assert site["value"].shape == (150, *latent[name]["fn"].event_shape)
@@ -129,24 +130,6 @@ def test_a_guide_of_ones_own_is_taken_as_it_is():
             pyro.sample("z", dist.Normal(batch.x.new_zeros(2), 1.0).to_event(1))
 
     assert list(built(PPCA(2), data, prior).parameters()) == []
-
-
-@dataclass(frozen=True)
-class Shared(Supports):
-    """A latent that all rows share."""
-
-    def model(self, theta, batch):
-        shift = pyro.sample("shift", dist.Normal(batch.x.new_zeros(()), 1.0))
-        with batch.rows:
-            pyro.sample("x", dist.Normal(theta.mean + shift, 1.0).mask(batch.observed).to_event(1), obs=batch.x)
-
-
-def test_no_encoder_is_built_for_a_shared_latent():
-    with pytest.raises(
-        ValueError,
-        match=r"site 'shift' lies outside batch.rows, so no encoder can be built for it: put it under `with batch.rows:`, or pass a guide",
-    ):
-        built(Shared(), ppvae.load_data("iris"))
 
 
 @pytest.mark.parametrize("family", ["full", "diagonal"])

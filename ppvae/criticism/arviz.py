@@ -56,9 +56,12 @@ def fit_to_arviz(fit: Fit, data: Data, draws: int = 100, seed: int = 0):
     score of rows left out, and its p the number of parameters that the data identify. Elsewhere the log-likelihood is an importance
     sampling estimate and varies by its standard error alone: p is near 0, and only held-out rows show overfitting.
     A story without latents has theta itself, repeated, as its posterior.
+
+    Where all rows share latents, their draws are the posterior (a sampler's chains, all of them; each row's own latents are left out
+    beside those), and the log-likelihood of a row is that given each draw.
     """
-    from ppvae.criticism.predictive import latent_sites, posterior_predictive
-    from ppvae.program.joint import is_row_site
+    from ppvae.criticism.predictive import posterior_predictive
+    from ppvae.program.joint import is_row_site, latent_sites
 
     rows = data.observed.any(1).nonzero().squeeze(1)
     data = data.take(rows)
@@ -69,12 +72,15 @@ def fit_to_arviz(fit: Fit, data: Data, draws: int = 100, seed: int = 0):
     sampled: Groups = {
         "posterior": latents or {name: np.broadcast_to(value, (draws, *np.shape(value))) for name, value in fit.params.items()},
         "posterior_predictive": {"x": np.where(holes, np.nan, drawn["x"])},
-        "log_likelihood": {"log_marginal": _log_likelihood(fit, data, draws, seed)},
+        "log_likelihood": {} if fit.shared else {"log_marginal": _log_likelihood(fit, data, draws, seed)},
     }
     groups = {group: {name: value[np.newaxis] for name, value in values.items()} for group, values in sampled.items()}
+    if fit.shared:
+        groups["posterior"] = fit.shared_chains(draws, seed)
+        groups["log_likelihood"] = {"log_marginal": _log_likelihood_given_shared(fit, data, groups["posterior"])}
     groups |= {"observed_data": {"x": data.numpy()}, "constant_data": fit.params}
     dims = {"x": ["row", "feature"], "log_marginal": ["row"]}
-    for name, site in latent_sites(fit.model, fit.theta, data.batch()).items():
+    for name, site in latent_sites(fit.program, data.head()).items():
         if is_row_site(site):
             dims[name] = ["row", *("latent" if name == "z" else f"{name}_{axis}" for axis in range(drawn[name].ndim - 2))]
     return to_arviz(groups, dims, {"row": rows.cpu().numpy(), "feature": list(data.columns)})
@@ -89,3 +95,24 @@ def _log_likelihood(fit: Fit, data: Data, draws: int, seed: int) -> np.ndarray:
     scores = fit.log_likelihood(data)
     noise = np.random.default_rng(seed).standard_normal((draws, len(scores)))
     return np.asarray(scores) + noise * np.asarray(scores.standard_error)
+
+
+def _log_likelihood_given_shared(fit: Fit, data: Data, chains: dict[str, np.ndarray]) -> np.ndarray:
+    """(C, S, N): log p(x_n | shared) at each draw {site: (C, S, ...)}; discrete sites of the rows are summed out.
+
+    Raises ValueError where the rows have continuous latents besides, which no formula integrates out.
+    """
+    import torch
+
+    from ppvae.program.joint import latent_sites, log_joint_given_shared
+    from ppvae.scores import AT_ONCE
+
+    left = [n for n, s in latent_sites(fit.program, data.head()).items() if n not in fit.shared and not s["fn"].has_enumerate_support]
+    if left:
+        raise ValueError(f"{fit.model.name}: {left[0]!r} is continuous and each row's own, so the rows' likelihood has no formula")
+    shape = next(iter(chains.values())).shape[:2]
+    held = {n: torch.as_tensor(v).to(data.x).flatten(0, 1).unsqueeze(1) for n, v in chains.items()}
+    draws = shape[0] * shape[1]
+    with torch.no_grad():
+        found = [log_joint_given_shared(fit.program, batch, held, draws).logsumexp(0) for batch in data.chunks(max(1, AT_ONCE // draws))]
+    return torch.cat(found, -1).unflatten(0, shape).cpu().numpy()

@@ -113,7 +113,7 @@ def check(
     batch = data.batch()
     replicates = {
         "same": same_rows(fit.model, fit.theta, batch, draws, seed, fit.guide),
-        "new": new_rows(fit.model, fit.theta, batch, draws, seed),
+        "new": new_rows(fit.model, fit.theta, batch, draws, seed, fit.guide),
     }
     replicated = {
         kind: _joined(evaluate(block["x"].double().cpu().numpy(), mask) for block in blocks) for kind, blocks in replicates.items()

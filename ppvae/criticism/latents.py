@@ -17,10 +17,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppvae.criticism.predictive import latent_sites, prior_predictive
+from ppvae.criticism.predictive import prior_predictive
 from ppvae.data import Data, as_data
 from ppvae.exact import Posterior
 from ppvae.inference.method import seeded
+from ppvae.program.joint import latent_sites
 
 if TYPE_CHECKING:
     from ppvae.inference.result import Fit
@@ -125,7 +126,7 @@ def examine(fit: "Fit", data: object, seed: int = 0) -> Latents:
 
 def _in_prior_units(fit: "Fit", data: Data) -> Posterior:
     """The codes of each row, moved and scaled so that the prior is N(0, I)."""
-    sites = latent_sites(fit.model, fit.theta, data.batch())
+    sites = latent_sites(fit.program, data.batch())
     codes = fit.posterior(data) if len(sites) == 1 else None
     if codes is None or codes.latent is None or codes.component is not None:
         raise ValueError(f"{fit.model.name}: latents can be examined where the story has one site, continuous, a row; it has {len(sites)}")

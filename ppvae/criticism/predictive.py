@@ -24,7 +24,7 @@ from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
-from ppvae.program.joint import Program, is_row_site, random_sites, sites_of
+from ppvae.program.joint import Program, is_row_site, latent_sites, random_sites, sites_of
 
 Draws = dict[str, Tensor]
 
@@ -40,12 +40,13 @@ def blank_batch(
     return Batch(x, torch.ones_like(x, dtype=torch.bool), torch.arange(n_rows, device=device), n_rows, context=context)
 
 
-def prior_predictive(model: Model, theta: Parameters, batch: Batch, draws: int = 1, seed: int = 0) -> Draws:
+def prior_predictive(model: Model, theta: Parameters, batch: Batch, draws: int = 1, seed: int = 0, guide: nn.Module | None = None) -> Draws:
     """Every site of the story for new rows, S times: {"x": (S, B, D), "z": (S, B, L), ...}.
 
-    Of `batch` only the shape and the context are used. The global random state is left as it was.
+    What all rows share comes from the guide, where one is given. Of `batch` only the shape and the context are used. The global random
+    state is left as it was.
     """
-    return _joined(new_rows(model, theta, batch, draws, seed), 0)
+    return _joined(new_rows(model, theta, batch, draws, seed, guide), 0)
 
 
 def posterior_predictive(
@@ -65,7 +66,7 @@ def expected_rows(model: Model, theta: Parameters, batch: Batch, z: Tensor) -> T
 
     Raises ValueError for a story without a single continuous latent site, and for latents of another size.
     """
-    sites = latent_sites(model, theta, batch)
+    sites = latent_sites(partial(model.model, theta), batch)
     sizes = {name: site["fn"].event_shape for name, site in sites.items() if not site["fn"].has_enumerate_support}
     if len(sites) != 1 or not sizes:
         raise ValueError(f"{model.name}: rows can be decoded where the story has one continuous latent, but it has {few(sites)}")
@@ -77,19 +78,20 @@ def expected_rows(model: Model, theta: Parameters, batch: Batch, z: Tensor) -> T
         return random_sites(poutine.trace(story).get_trace(batch))["x"]["fn"].mean
 
 
-def new_rows(model: Model, theta: Parameters, batch: Batch, draws: int, seed: int) -> Iterator[Draws]:
+def new_rows(model: Model, theta: Parameters, batch: Batch, draws: int, seed: int, guide: nn.Module | None = None) -> Iterator[Draws]:
     """`prior_predictive` in blocks of draws."""
-    return _blocks(model, theta, batch, draws, seed, lambda part, s: {})
+
+    def shared_draws(part: Batch, s: int) -> Draws:
+        shared = [n for n, site in latent_sites(partial(model.model, theta), part).items() if not is_row_site(site)]
+        drawn = _values(guide, part) if guide is not None and shared else {}
+        return {name: drawn[name] for name in shared if name in drawn}
+
+    return _blocks(model, theta, batch, draws, seed, shared_draws)
 
 
 def same_rows(model: Model, theta: Parameters, batch: Batch, draws: int, seed: int, guide: nn.Module | None) -> Iterator[Draws]:
     """`posterior_predictive` in blocks of draws."""
     return _blocks(model, theta, batch, draws, seed, partial(_posterior_draws, model, theta, guide))
-
-
-def latent_sites(model: Model, theta: Parameters, batch: Batch) -> dict[str, dict]:
-    """The story's latent sites by name."""
-    return {name: site for name, site in sites_of(partial(model.model, theta), batch).items() if not site["is_observed"]}
 
 
 def _blocks(
@@ -98,7 +100,7 @@ def _blocks(
     """{site: (s, B, ...)} in blocks whose s add up to S: at most ENTRIES_PER_RUN entries of x, or one draw, at a time."""
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
-    shared = {name for name, site in latent_sites(model, theta, batch).items() if not is_row_site(site)}
+    shared = {name for name, site in latent_sites(partial(model.model, theta), batch).items() if not is_row_site(site)}
     # A latent that all rows share is drawn once a run, so one run is then one draw of all rows.
     at_once = 1 if shared else max(1, ENTRIES_PER_RUN // batch.x.numel())
     rows_at_once = batch.size if shared else max(1, ENTRIES_PER_RUN // batch.x.shape[1])
@@ -129,7 +131,7 @@ def _posterior_draws(model: Model, theta: Parameters, guide: nn.Module | None, b
         drawn = {name: value.flatten(0, 1) for name, value in exact.posterior(theta, batch).sample(s).items()}
     else:
         drawn = {} if guide is None else _values(guide, repeated)
-    left = {name: site for name, site in latent_sites(model, theta, batch).items() if name not in drawn}
+    left = {name: site for name, site in latent_sites(partial(model.model, theta), batch).items() if name not in drawn}
     if not left:
         return drawn
     unguided = [name for name, site in left.items() if not site["fn"].has_enumerate_support]

@@ -1,4 +1,4 @@
-"""Small public data sets by name: two travel with the package, the others are read from packages that ship them. Nothing is downloaded."""
+"""Small public data sets by name: three travel with the package, the rest are read from packages that ship them. Nothing is downloaded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,6 +82,13 @@ DATASETS: dict[str, Dataset] = {
         4,
         lambda: _csv("airquality", ["Ozone", "Solar.R", "Wind", "Temp"]),
         missing=44,
+    ),
+    "low_dim_gauss_mix": Dataset(
+        "one column simulated from two normals, 2.7 to each side of 0",
+        "posteriordb (BSD-3)",
+        1000,
+        1,
+        lambda: _csv("low_dim_gauss_mix", ["y"]),
     ),
     "iris": Dataset(
         "sepals and petals of three species, in centimetres",

@@ -13,6 +13,7 @@ from pyro import poutine
 
 from ppvae import guides
 from ppvae.data import Data, as_data
+from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
 from ppvae.inference.method import Method, Progress, Task, seeded
@@ -40,7 +41,7 @@ def fit(
     """Fit a model to data.
 
     model: a Model.  data: a Data, or anything that Data takes.  method: EM(...), SVI(...), ClosedForm(); None: the best that the model
-    allows (closed form, then EM, then SVI).  seed: of the start and of every draw.  init: {public name: constrained value} overrides
+    allows (closed form, EM, CAVI, SVI).  seed: of the start and of every draw.  init: {public name: constrained value} overrides
     the start.  guide: a module, a function of the batch or a family's name, for SVI.  dtype: float64, or float32 where theta
     holds networks.  progress: called with (done, total, note).
 
@@ -127,8 +128,8 @@ def check_device(device: str | torch.device) -> None:
 
 
 def best_method(model: Model, data: Data) -> Method:
-    """The first of closed form, EM and SVI that the model allows."""
-    return next(m for m in (ClosedForm(), EM(), SVI()) if m.refusal(model, data) is None)
+    """The first of closed form, EM, CAVI and SVI that the model allows."""
+    return next(m for m in (ClosedForm(), EM(), CAVI(), SVI()) if m.refusal(model, data) is None)
 
 
 def start(model: Model, data: Data, seed: int, init: Mapping[str, Any] | None = None) -> Parameters:

@@ -73,7 +73,7 @@ def analytic_kl_rows(program: Program, guide: Program, batch: Batch, draws: int 
     rows = total(p, batch) - total(q, batch)
     for name, site in random_sites(q).items():
         change = divergence(site, p.nodes[name], analytic=False) - divergence(site, p.nodes[name], analytic=True)
-        rows = rows + (change.sum(-1) if is_row_site(site) else change.sum(-1).unsqueeze(-1) / batch.n_total)
+        rows = rows + (change.sum(-1) if is_row_site(site) else change.sum(-1) / batch.n_total)
     return rows
 
 

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from pyro import poutine
+from pyro.distributions import Delta
 from torch import Tensor, nn
 
 from ppvae.data import Data, Summary, as_data
@@ -16,9 +19,10 @@ from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
-from ppvae.program.joint import Program
+from ppvae.program.joint import Program, in_draws, latent_sites, log_joint_given_shared, random_sites, sites_of
 from ppvae.program.read import read_guide
-from ppvae.scores import Scores, exact_log_marginal, sampled_elbo, sampled_evidence
+from ppvae.scores import AT_ONCE, Scores, exact_log_marginal, sampled_elbo, sampled_evidence, shared_divergence
+from ppvae.shared import Draws, shared_sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +49,9 @@ class Fit:
 
     @property
     def params(self) -> dict[str, np.ndarray]:
-        """Constrained values by public name; networks by the names of their weights."""
+        """Constrained values by public name; posterior means of what all rows share; networks by the names of their weights."""
         values = {name: value.cpu().numpy() for name, value in self.theta.values().items()}
+        values |= {name: value.mean(0) for name, value in self.shared_draws().items()}
         for name, network in self.theta.named_children():
             values |= {f"{name}.{key}": value.cpu().numpy().copy() for key, value in network.state_dict().items()}
         return values
@@ -59,15 +64,36 @@ class Fit:
     @cached_property
     def exact(self) -> Exact | None:
         """The exact posterior and marginal likelihood: the model's own, else those that its story gives away, else None."""
-        return exact_forms(self.model, self.theta, self.trained_on.sketch().to(self.dtype, self.device).batch(torch.arange(2)))
+        return exact_forms(self.model, self.theta, self._sketch.head())
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.theta.parameters()).dtype
+        return self._tensor.dtype
 
     @property
     def device(self) -> torch.device:
-        return next(self.theta.parameters()).device
+        return self._tensor.device
+
+    @property
+    def _tensor(self) -> Tensor:
+        return next(chain(self.theta.parameters(), self.guide.parameters(), self.guide.buffers()))
+
+    @cached_property
+    def shared(self) -> tuple[str, ...]:
+        """The story's latents that all rows share, by name: their posterior is the guide's."""
+        return tuple(shared_sites(self.model, self.theta, self._sketch))
+
+    @property
+    def _sketch(self) -> Data:
+        return self.trained_on.sketch().to(self.dtype, self.device)
+
+    def shared_draws(self, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+        """{site: (draws, ...)}: draws from the posterior of the latents that all rows share; empty for a story without any."""
+        if not self.shared:
+            return {}
+        with seeded(seed, self.device), torch.no_grad():
+            sites = random_sites(poutine.trace(in_draws(self.guide, draws)).get_trace(self._sketch.head()))
+        return {name: sites[name]["value"].squeeze(1).cpu().numpy() for name in self.shared}
 
     def take(self, data: object) -> Data:
         """`data` as this fit can read it. Raises ValueError for another number of features, or of columns in the context."""
@@ -85,13 +111,22 @@ class Fit:
             )
         return data.in_order(self.trained_on.columns).to(self.dtype, self.device)
 
+    def shared_chains(self, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+        """{site: (chains, draws, ...)}: a sampler's chains as they are; for other guides `shared_draws` as one chain."""
+        if isinstance(self.guide, Draws):
+            return {name: value.cpu().numpy() for name, value in self.guide.values.items()}
+        return {name: value[np.newaxis] for name, value in self.shared_draws(draws, seed).items()}
+
     def log_likelihood(self, data: object, draws: int = 1000, seed: int = 0) -> Scores:
-        """(N,) nats per row, log p(x_n | theta) of the observed entries: exact where the model is, else importance-sampled (`.how`)."""
+        """(N,) nats per row, log p(x_n | theta) of the observed entries: exact where the model is, else importance-sampled (`.how`).
+
+        Where all rows share latents: the posterior predictive density of each row, log E_q p(x_n | shared).
+        """
         data = self.take(data)
         if self.exact is not None:
             return Scores(exact_log_marginal(self.exact, self.theta, data))
         with seeded(seed, self.device):
-            return sampled_evidence(self.program, self.guide, data, draws)
+            return sampled_evidence(self.program, self.guide, data, draws, bool(self.shared))
 
     def elbo(self, data: object, draws: int = 100, seed: int = 0) -> Scores:
         """(N,) nats per row, the evidence lower bound under this fit's guide: exact where the KL is, else Monte Carlo."""
@@ -99,8 +134,16 @@ class Fit:
         divergence = self._exact_kl(data)
         if divergence is not None and self.exact is not None:
             return Scores(exact_log_marginal(self.exact, self.theta, data) - divergence)
+        if not self._has_density:
+            return Scores(np.full(data.n_rows, np.nan), how="none: draws and points have no density, so no bound")
         with seeded(seed, self.device):
-            return sampled_elbo(self.program, self.guide, data, draws)
+            return sampled_elbo(self.program, self.guide, data, draws, bool(self.shared))
+
+    @cached_property
+    def _has_density(self) -> bool:
+        """Whether the guide has a density over what all rows share; draws and points have none."""
+        sites = sites_of(self.guide, self._sketch.head()) if self.shared else {}
+        return not any(isinstance(sites[name]["fn"], Delta) for name in self.shared)
 
     def kl(self, data: object, draws: int = 100, seed: int = 0) -> Scores:
         """(N,) nats per row, KL(q(latents | x) || p(latents | x)): exact, or log-likelihood less ELBO with the error of both."""
@@ -108,6 +151,9 @@ class Fit:
         divergence = self._exact_kl(data)
         if divergence is not None:
             return Scores(divergence)
+        if self.shared and self._has_density:
+            with seeded(seed, self.device):
+                return shared_divergence(self.program, self.guide, data)
         evidence, bound = self.log_likelihood(data, seed=seed), self.elbo(data, draws, seed)
         errors = [np.asarray(s.standard_error) for s in (evidence, bound) if s.standard_error is not None]
         return Scores(np.asarray(evidence) - np.asarray(bound), np.sqrt(sum(e**2 for e in errors)), f"{evidence.how} less {bound.how}")
@@ -137,10 +183,19 @@ class Fit:
         with torch.no_grad():
             if self.exact is not None:
                 return Posterior.join([self.exact.posterior(self.theta, batch) for batch in data.chunks(self.exact.chunk_rows(data))])
-            found = read_guide(self.guide, data.batch())
+            found = self._averaged_posterior(data) if self.shared else read_guide(self.guide, data.batch())
         if found is None:
             raise ValueError(f"{self.model.name}: the guide is not a Gaussian or a categorical of one site; draw from it with to_arviz")
         return found
+
+    def _averaged_posterior(self, data: Data, draws: int = 200) -> Posterior | None:
+        """Where rows share latents: what the story's one summed-out site is, averaged over them; else what the guide says of a row."""
+        rows = {n: s for n, s in latent_sites(self.program, self._sketch.head()).items() if n not in self.shared}
+        if len(rows) == 1 and all(site["infer"].get("enumerate") == "parallel" for site in rows.values()):
+            held = {n: torch.as_tensor(v).to(data.x).unsqueeze(1) for n, v in self.shared_draws(draws).items()}
+            given = [log_joint_given_shared(self.program, batch, held, draws).log_softmax(0) for batch in data.chunks(AT_ONCE // draws)]
+            return Posterior.categorical((torch.cat(given, -1).logsumexp(1) - np.log(draws)).mT, *rows)
+        return read_guide(getattr(self.guide, "rows", self.guide), data.batch())
 
     def transform(self, data: object) -> np.ndarray:
         """(N, L): the posterior mean of each row's continuous latents. Raises ValueError for a model without any."""
@@ -162,13 +217,22 @@ class Fit:
         return self.model.degrees_of_freedom(self.theta)
 
     def bic(self, data: object) -> float:
-        """Bayesian information criterion, p ln N - 2 log-likelihood (total nats; lower is better)."""
+        """Bayesian information criterion, p ln N - 2 log-likelihood (total nats; lower is better).
+
+        Raises ValueError for a fit with a posterior over what all rows share, as `aic` does: both are about a point.
+        """
+        self._refuse_posterior("bic")
         data = as_data(data)
         return float(self.n_parameters * np.log(data.n_rows) - 2 * self.log_likelihood(data).sum())
 
     def aic(self, data: object) -> float:
         """Akaike information criterion, 2 p - 2 log-likelihood (total nats; lower is better)."""
+        self._refuse_posterior("aic")
         return float(2 * self.n_parameters - 2 * self.log_likelihood(data).sum())
+
+    def _refuse_posterior(self, criterion: str) -> None:
+        if self.shared:
+            raise ValueError(f"{criterion} is about a point estimate, this fit has a posterior: use arviz.loo(fit.to_arviz(data))")
 
     def sample(self, n: int, seed: int = 0, context: object = None) -> np.ndarray:
         """(n, D) new rows from the fitted model, latents from the prior.
@@ -180,7 +244,7 @@ class Fit:
         if n < 1:
             raise ValueError(f"sample needs n >= 1, not {n}")
         batch = blank_batch(n, len(self.trained_on.columns), self.dtype, self.device, self._context(context, n))
-        return prior_predictive(self.model, self.theta, batch, seed=seed)["x"][0].cpu().numpy()
+        return prior_predictive(self.model, self.theta, batch, seed=seed, guide=self.guide)["x"][0].cpu().numpy()
 
     def decode(self, latents: object, context: object = None) -> np.ndarray:
         """(n, D): E[x | z] at z (n, L), as `transform` gives them; `context` as in `sample`.
@@ -219,7 +283,7 @@ class Fit:
         if rows == "same":
             return posterior_predictive(self.model, self.theta, batch, draws, seed, self.guide)["x"].cpu().numpy()
         if rows == "new":
-            return prior_predictive(self.model, self.theta, batch, draws, seed)["x"].cpu().numpy()
+            return prior_predictive(self.model, self.theta, batch, draws, seed, self.guide)["x"].cpu().numpy()
         raise unknown("kind of rows", rows, ("same", "new"), "kinds")
 
     def impute(self, data: object, draws: int | None = None, seed: int = 0, bootstrap: bool = False):

@@ -245,18 +245,23 @@ class Step:
 
 
 class Training:
-    """The loop: batches, steps, the schedule, and a log that never waits for the device between its points."""
+    """The loop: batches, steps, the schedule, and a log that never waits for the device between its points.
+
+    What moves at a step, when a point of the history is due and what it holds are methods, for other ways of going round.
+    """
+
+    more = "steps"  # the setting to raise where the end is not settled
 
     def __init__(self, method: SVI, task: Task, data: Data, held: Data | None, guide: nn.Module) -> None:
         self.method, self.task, self.data, self.held = method, task, data, held
         self.batches = Shuffled(data, min(method.batch_rows(data.n_rows), data.n_rows))
-        few = data.batch(torch.arange(min(2, data.n_rows), device=data.device))
+        few = data.head()
         self.exact = exact_forms(task.model, task.theta, few)
         self.began = time.perf_counter()
         self.step = Step(method, task, guide, self.batches())
         has_networks = any(True for m in task.theta.children() for _ in m.parameters())
         self.peak = method.learning_rate or (0.003 if has_networks else 0.03)
-        self.optimizer = torch.optim.Adam(self.step.parameters, self.peak, betas=(0.9, 0.99), fused=True) if self.step.parameters else None
+        self.optimizer = self.adam(self.step.parameters)
         self.paused, self.done = 0.0, 0
         self.history: list[dict[str, float]] = []
         self.status, self.converged, self.title = "", True, objective(method.objective).title
@@ -266,21 +271,23 @@ class Training:
 
     def loop(self) -> None:
         """Train; ends with the parameters of the last finite point, or of the best held-out one."""
-        steps, every = self.method.steps, max(1, self.method.steps // LOGGED)
+        steps = self.method.steps
         losses: list[Tensor] = []
         last_good = self._state()
         self.log([])
         for step in range(steps):
-            self._set_rate(one_cycle(step, steps, self.peak))
+            optimizer = self.turn(step)
             self.step.kl_weight.fill_(self.method.kl_weight(step))
             try:
                 losses.append(self.step.run(self.batches()))
-                if self.optimizer is not None:
-                    self.optimizer.step()
+                if optimizer is not None:
+                    for group in optimizer.param_groups:
+                        group["lr"] = one_cycle(step, steps, self.peak)
+                    optimizer.step()
             except torch.linalg.LinAlgError:
                 losses.append(torch.tensor(math.nan))
             self.done = step + 1
-            if self.done % every == 0 or self.done == steps:
+            if self.due():
                 if not self.log(losses):
                     self._restore(last_good)
                     self.converged = False
@@ -300,11 +307,26 @@ class Training:
             self._restore(self.best_state)
         self.status = self._final_status()
 
+    def adam(self, parameters: list[nn.Parameter]) -> torch.optim.Adam | None:
+        return torch.optim.Adam(parameters, self.peak, betas=(0.9, 0.99), fused=True) if parameters else None
+
+    def turn(self, step: int) -> torch.optim.Adam | None:
+        """What moves at this step: everything."""
+        return self.optimizer
+
+    def due(self) -> bool:
+        """Whether a point of the history is due."""
+        return self.done % max(1, self.method.steps // LOGGED) == 0 or self.done == self.method.steps
+
+    def value(self, losses: list[Tensor]) -> float:
+        """The objective at this point: its mean over the steps since the last one."""
+        return -float(torch.stack(losses).mean()) if losses else math.nan
+
     def log(self, losses: list[Tensor]) -> bool:
         """Add a point to the history; False where the objective is no longer finite. Its own time is not counted as training."""
         paused = time.perf_counter()
         seconds = paused - self.began - self.paused
-        elbo = -float(torch.stack(losses).mean()) if losses else math.nan
+        elbo = self.value(losses)
         point = {"step": self.done, "seconds": seconds, "elbo": elbo}
         finite = not losses or math.isfinite(elbo)
         if finite and self.exact is not None:
@@ -342,12 +364,7 @@ class Training:
             return "ran all its steps"
         if self.converged:
             return f"ran all its steps; the {self.title} has settled"
-        return f"ran all its steps, but the {self.title} still rises ({gain:.2g} nats per row lately): raise steps"
-
-    def _set_rate(self, rate: float) -> None:
-        if self.optimizer is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+        return f"ran all its steps, but the {self.title} still rises ({gain:.2g} nats per row lately): raise {self.more}"
 
     def _state(self) -> dict[str, Tensor]:
         return copy.deepcopy(self.step.module.state_dict())

@@ -23,7 +23,7 @@ from ppvae.exact import Exact, Posterior
 from ppvae.gaussian import LOG_2PI
 from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.joint import is_row_site, sites_of, total
+from ppvae.program.joint import is_row_site, latent_sites, row_total
 from ppvae.program.read import without_prior
 
 CERTIFICATE = 1e-8  # relative residual from quadratic: float64 rounding gives 1e-12 or less
@@ -57,7 +57,7 @@ class Derived(Exact):
         with poutine.block():  # a guide may ask for the posterior while it is being traced itself
             trace = poutine.trace(poutine.enum(story, first_available_dim=-2)).get_trace(batch)
         trace.compute_log_prob()
-        return total(trace, batch).reshape(-1, batch.size)
+        return row_total(trace, batch).reshape(-1, batch.size)
 
     def expand(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """mean (K, B, L), the Cholesky factor of the precision (K, B, L, L), and log p(x, k) (K, B)."""
@@ -110,7 +110,7 @@ def derive(model: Model, theta: Parameters, batch: Batch) -> Derived | None:
 
     `batch`: a few rows on which the certificate is made.
     """
-    sites = {n: s for n, s in sites_of(partial(model.model, theta), batch).items() if not s["is_observed"]}
+    sites = latent_sites(partial(model.model, theta), batch)
     discrete = [n for n, s in sites.items() if s["infer"].get("enumerate") == "parallel"]
     latents = {n: s["fn"].event_shape for n, s in sites.items() if n not in discrete}
     supports = [getattr(sites[n]["fn"].support, "base_constraint", sites[n]["fn"].support) for n in latents]

@@ -54,22 +54,36 @@ def log_joint(program: Program, batch: Batch, latents: dict[str, Tensor], draws:
 
     An enumerated site that `latents` leaves out is summed out.
     """
-    conditioned = in_draws(poutine.condition(program, data=latents), draws)
+    return sum_out(total(enumerated_trace(program, batch, latents, draws), batch), 1 if draws is None else 2)
+
+
+def log_joint_given_shared(program: Program, batch: Batch, shared: dict[str, Tensor], draws: int | None = None) -> Tensor:
+    """log p(x_n, k | shared) for every value k of the enumerated sites: (K, B), or (K, S, B) as in `log_joint`; K = 1 without any."""
     keep = 1 if draws is None else 2
-    trace = poutine.trace(poutine.enum(conditioned, first_available_dim=-1 - keep)).get_trace(batch)
+    terms = row_total(enumerated_trace(program, batch, shared, draws), batch)
+    return terms.reshape(-1, *terms.shape[terms.ndim - keep :])
+
+
+def enumerated_trace(program: Program, batch: Batch, latents: dict[str, Tensor], draws: int | None) -> poutine.Trace:
+    """The program at these latents, its discrete sites enumerated to the left of rows and draws; log probabilities computed."""
+    conditioned = in_draws(poutine.condition(program, data=latents), draws)
+    trace = poutine.trace(poutine.enum(conditioned, first_available_dim=-2 if draws is None else -3)).get_trace(batch)
     trace.compute_log_prob()
-    return sum_out(total(trace, batch), keep)
+    return trace
 
 
 def total(trace: poutine.Trace, batch: Batch) -> Tensor:
-    """The sum of all sites' log probabilities, enumerated dims kept in front.
+    """The sum of all sites' log probabilities, (..., B), enumerated dims kept in front.
 
-    A global site (outside the rows plate) is spread evenly over the N rows, so that the sum over all rows is the log joint.
+    A site that all rows share is spread evenly over the N rows, so that the sum over all rows is the log joint.
     """
-    terms = []
-    for site in random_sites(trace).values():
-        term = per_row(site, batch)
-        terms.append(term if is_row_site(site) else term.unsqueeze(-1) / batch.n_total if term.ndim else term / batch.n_total)
+    shared = [site["log_prob"] / batch.n_total for site in random_sites(trace).values() if not is_row_site(site)]
+    return row_total(trace, batch) + torch.as_tensor(sum(shared))
+
+
+def row_total(trace: poutine.Trace, batch: Batch) -> Tensor:
+    """The sum of the log probabilities of the rows' own sites, (..., B)."""
+    terms = [per_row(site, batch) for site in random_sites(trace).values() if is_row_site(site)]
     if not terms:
         return batch.x.new_zeros(batch.size)
     return torch.as_tensor(sum(terms)).expand(torch.broadcast_shapes(*(t.shape for t in terms), (batch.size,)))
@@ -92,15 +106,16 @@ def paired_traces(program: Program, guide: Program, batch: Batch, draws: int | N
     return q, p, guided
 
 
-def elbo_rows(program: Program, guide: Program, batch: Batch, draws: int | None = None) -> Tensor:
+def elbo_rows(program: Program, guide: Program, batch: Batch, draws: int | None = None, given_shared: bool = False) -> Tensor:
     """The evidence lower bound of each row, one value a draw: (B,) or (S, B), in nats.
 
-    What the story enumerates is summed out; what the guide enumerates is averaged exactly under it.
+    What the story enumerates is summed out; what the guide enumerates is averaged exactly under it. given_shared: the bound on
+    log p(x_n | what all rows share), at the guide's draws of that.
     """
     q, p, guided = paired_traces(program, guide, batch, draws)
-    keep = 1 if draws is None else 2
-    log_p, log_q = total(p, batch), total(q, batch)
-    if not guided:  # a story without latents is the same in every draw
+    keep, sum_of = 1 if draws is None else 2, row_total if given_shared else total
+    log_p, log_q = sum_of(p, batch), sum_of(q, batch)
+    if not guided:  # what has no latents is the same in every draw
         return (sum_out(log_p, keep) - log_q).expand((batch.size,) if draws is None else (draws, batch.size))
     # Dims: (story-enumerated..., guide-enumerated..., [S], B). Sum the story's, then average over the guide's.
     log_p = sum_out(log_p, keep + guided)
@@ -109,12 +124,12 @@ def elbo_rows(program: Program, guide: Program, batch: Batch, draws: int | None 
     return terms.flatten(0, guided - 1).sum(0)
 
 
-def log_weights(program: Program, guide: Program, batch: Batch, draws: int) -> Tensor:
+def log_weights(program: Program, guide: Program, batch: Batch, draws: int, given_shared: bool = False) -> Tensor:
     """(S, B): log p(x, z) - log q(z | x) at S draws from the guide, the importance weights of each row.
 
-    A site that the guide would enumerate is left to the story, which sums it out exactly.
+    A site that the guide would enumerate is left to the story, which sums it out exactly. given_shared: as in `elbo_rows`.
     """
-    return elbo_rows(program, unenumerated(guide), batch, draws)
+    return elbo_rows(program, unenumerated(guide), batch, draws, given_shared)
 
 
 def unenumerated(guide: Program) -> Program:
@@ -126,3 +141,8 @@ def sites_of(program: Program, batch: Batch) -> dict[str, Site]:
     """The program's sample sites, from one run in which nothing is recorded for gradients and no random state is spent."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         return random_sites(poutine.trace(program).get_trace(batch))
+
+
+def latent_sites(program: Program, batch: Batch) -> dict[str, Site]:
+    """The program's sample sites that it does not observe."""
+    return {name: site for name, site in sites_of(program, batch).items() if not site["is_observed"]}

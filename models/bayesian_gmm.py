@@ -1,0 +1,141 @@
+"""Bayesian Gaussian mixture (Bishop 2006, "Pattern recognition and machine learning", section 10.2).
+
+    w         ~ Dirichlet(a)
+    m_k       ~ N(m_0, diag(s_0^2))
+    P_k       ~ Wishart(v, V), or for each feature of a diagonal precision Gamma(a_0, b_0)
+    k_n       ~ Categorical(w)
+    x_n | k_n ~ N(m_k, P_k^-1)
+
+The priors' own parameters are in theta, frozen: `init={"mean_scale": [10.0, 10.0]}` sets one. Means and precisions are independent a
+priori, so each has a conjugate factor given the others: Normal, and Wishart or Gamma.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.ops.indexing import Vindex
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppvae.data import Batch, Data
+from ppvae.distributions import MaskedMultivariateNormal, Wishart
+from ppvae.exact import Exact
+from ppvae.factors import Moments
+from ppvae.gaussian import LOG_2PI, component_densities, pattern_rows
+from ppvae.messages import unknown
+from ppvae.model import Model
+from ppvae.parameters import Constrained, Parameters
+from ppvae.starts import kmeans_partition
+
+COVARIANCES = ("full", "diag")
+
+
+class BayesianGMMExact(Exact):
+    """The mean-field bound."""
+
+    model: "BayesianGMM"
+
+    def chunk_rows(self, data: Data) -> int:
+        return pattern_rows(data, self.model.n_components) if self.model.covariance == "full" else super().chunk_rows(data)
+
+    def mean_field(self, theta: Parameters, moments: dict[str, Moments], batch: Batch) -> Tensor:
+        """log sum_k exp E[log w_k + log N(x_n; m_k, P_k^-1)]; for full covariances also over the row's missing entries (a looser bound)."""
+        means, covariance = moments["means"]["mean"], moments["means"]["covariance"]
+        precisions, log_precisions = moments["precisions"]["value"], moments["precisions"]["log"]
+        if self.model.covariance == "diag":
+            squares = (batch.x.unsqueeze(1) - means).square() + covariance.diagonal(dim1=-2, dim2=-1)
+            terms = precisions * squares - log_precisions + LOG_2PI
+            density = -0.5 * torch.where(batch.observed.unsqueeze(1), terms, 0.0).sum(-1)
+            return (density + moments["weights"]["log"]).logsumexp(-1)
+        tril = torch.linalg.cholesky(precisions)
+        density = component_densities(batch, means, torch.cholesky_inverse(tril))[0]
+        spread = log_precisions - 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) - (precisions * covariance).sum((-2, -1))
+        bound = (density + 0.5 * spread + moments["weights"]["log"]).logsumexp(-1)
+        return torch.where(batch.observed.any(-1), bound, 0.0)
+
+
+@dataclass(frozen=True)
+class BayesianGMM(Model):
+    """A mixture of `n_components` = K Gaussians with priors on weights, means and precisions.
+
+    covariance: "full" or "diag".
+    Shared latents: `weights` (K,), `means` (K, D), `precisions` (K, D, D), for diag (K, D). Theta, frozen: `concentration` (K,),
+    `mean_loc` and `mean_scale` (D,); for full `precision_df` () and `precision_scale` (D, D), for diag `precision_shape` and
+    `precision_rate` (D,). By default the priors weigh as much as a row or two at the data's own centre and spread.
+
+    >>> import ppvae
+    >>> fit = ppvae.fit(BayesianGMM(n_components=2), ppvae.load_data("faithful"))
+    >>> fit.method.name, fit.params["means"].round(1).tolist()
+    ('cavi', [[2.0, 54.5], [4.3, 80.0]])
+    """
+
+    n_components: int = 2
+    covariance: str = "full"
+
+    exact: ClassVar[type[Exact]] = BayesianGMMExact
+    exchangeable: ClassVar[tuple[str, ...]] = ("weights", "means", "precisions")
+
+    def __post_init__(self) -> None:
+        if self.n_components < 1:
+            raise ValueError(f"n_components must be at least 1, not {self.n_components}")
+        if self.covariance not in COVARIANCES:
+            raise unknown("covariance", self.covariance, COVARIANCES)
+
+    def check(self, data: Data) -> None:
+        if data.n_rows < self.n_components:
+            raise ValueError(
+                f"{self.n_components} components need at least as many rows, but there are {data.n_rows}: ask for fewer components"
+            )
+
+    def init(self, data: Data, generator: torch.Generator) -> Parameters:
+        """The priors, at the data's own scale: each component takes up 1 / K of the volume."""
+        variance = data.variance * self.n_components ** (-2 / data.n_features)
+        theta = {
+            "concentration": Constrained(data.x.new_ones(self.n_components), constraints.positive),
+            "mean_loc": Constrained(data.mean, unit=data.scale),
+            "mean_scale": Constrained(2 * data.scale, constraints.positive, unit=data.scale),
+        }
+        if self.covariance == "full":
+            df = data.x.new_tensor(data.n_features + 1.0)
+            theta["precision_df"] = Constrained(df, constraints.greater_than(data.n_features - 1.0))
+            theta["precision_scale"] = Constrained((1 / (df * variance)).diag(), constraints.positive_definite)
+        else:
+            theta["precision_shape"] = Constrained(torch.ones_like(variance), constraints.positive)
+            theta["precision_rate"] = Constrained(variance, constraints.positive)
+        return Parameters(**theta).freeze(*theta)
+
+    def shared_start(self, theta: Parameters, data: Data, generator: torch.Generator) -> dict[str, Tensor]:
+        """The k-means partition."""
+        weights, means, covariances = kmeans_partition(data, self.n_components, generator)
+        if self.covariance == "diag":
+            return {"weights": weights, "means": means, "precisions": 1 / covariances.diagonal(dim1=-2, dim2=-1)}
+        return {"weights": weights, "means": means, "precisions": torch.cholesky_inverse(torch.linalg.cholesky(covariances))}
+
+    def model(self, theta: Parameters, batch: Batch) -> None:
+        components, features = self.n_components, batch.x.shape[-1]
+        weights = pyro.sample("weights", dist.Dirichlet(theta.concentration))
+        means = pyro.sample("means", dist.Normal(theta.mean_loc, theta.mean_scale).expand([components, features]).to_event(2))
+        if self.covariance == "full":
+            prior = Wishart(theta.precision_df, theta.precision_scale).expand([components]).to_event(1)
+        else:
+            prior = dist.Gamma(theta.precision_shape, theta.precision_rate).expand([components, features]).to_event(2)
+        precisions = pyro.sample("precisions", prior)
+        with batch.rows:
+            k = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            loc = Vindex(means)[..., k, :]
+            if self.covariance == "full":
+                covariances = torch.cholesky_inverse(torch.linalg.cholesky(precisions))
+                chosen = Vindex(covariances)[..., k, :, :]
+                x = MaskedMultivariateNormal(loc, chosen, None if batch.complete else batch.observed)
+            else:
+                x = dist.Normal(loc, Vindex(precisions)[..., k, :].rsqrt()).mask(batch.observed).to_event(1)
+            pyro.sample("x", x, obs=batch.x)
+
+    def degrees_of_freedom(self, theta: Parameters) -> int:
+        """As many as the mixture's own: K - 1 weights, the means, and the free entries of the precisions."""
+        components, features = self.n_components, len(theta.mean_loc)
+        entries = features * (features + 1) // 2 if self.covariance == "full" else features
+        return components - 1 + components * (features + entries)

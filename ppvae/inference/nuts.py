@@ -1,0 +1,197 @@
+"""The No-U-Turn sampler (Hoffman & Gelman 2014), Pyro's, for stories in which everything unknown has a prior.
+
+It draws from the posterior of what all rows share; the rows' discrete latents are summed out. The log joint and its gradient are captured
+once as a graph of tensor operations, as for SVI, instead of running the story at every leapfrog step.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.infer import MCMC
+from pyro.infer import NUTS as Kernel
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from ppvae.bijections import bijection
+from ppvae.data import Batch, Data
+from ppvae.inference.fit import start
+from ppvae.inference.method import Method, Outcome, Task
+from ppvae.inference.svi import COMPILING_PAYS
+from ppvae.messages import few
+from ppvae.model import Model
+from ppvae.program.capture import CaptureError, capture, compiled, no_compiler, operations, tensors_of
+from ppvae.program.joint import latent_sites, log_joint, log_joint_given_shared
+from ppvae.shared import Draws, Place, places
+
+LOGGED = 100  # points of the history
+LEAPFROGS = 8  # a usual number of gradients a draw, to judge whether compiling pays
+MIXED = 1.01  # split r-hat below which chains agree (Vehtari et al. 2021)
+
+
+@dataclass(frozen=True)
+class NUTS(Method):
+    """Pyro's NUTS with a diagonal mass matrix.
+
+    draws: from each chain, after `warmup` steps that are thrown away.  chains: one after another, from points around the model's start.
+    max_tree_depth: of a trajectory, 2^depth leapfrog steps at most.  target_accept: of the step size's adaptation.
+    """
+
+    draws: int = 500
+    warmup: int = 500
+    chains: int = 4
+    max_tree_depth: int = 10
+    target_accept: float = 0.8
+
+    def __post_init__(self) -> None:
+        for name, least in (("draws", 4), ("warmup", 1), ("chains", 1), ("max_tree_depth", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"NUTS needs {name} >= {least}, not {getattr(self, name)}")
+        if not 0 < self.target_accept < 1:
+            raise ValueError(f"NUTS's target_accept lies between 0 and 1, not {self.target_accept}")
+
+    def refusal(self, model: Model, data: Data) -> str | None:
+        sketch = data.summary().sketch()
+        theta = start(model, sketch, 0)
+        networks = tuple(name for name, _ in theta.named_children())
+        if theta.trainable or networks:
+            return (
+                f"NUTS draws only what has a prior, but {model.name} learns {few([*theta.trainable, *networks])} as parameters: "
+                "use EM or SVI, or sample them in the story"
+            )
+        sites = latent_sites(partial(model.model, theta), sketch.head())
+        rows = [n for n, s in sites.items() if s["cond_indep_stack"] and not s["fn"].has_enumerate_support]
+        if rows or all(s["cond_indep_stack"] for s in sites.values()):
+            what = f"{few(rows)} is continuous and each row's own" if rows else "all rows share no latent"
+            return f"NUTS draws what all rows share and sums out discrete sites of the rows; in {model.name} {what}: use SVI"
+        return None
+
+    def run(self, task: Task) -> Outcome:
+        posterior = Posterior(task, self)
+        chains = [posterior.chain(number) for number in range(self.chains)]
+        values = relabelled(task.model, {n: torch.stack([c[n] for c in chains]) for n in posterior.sites}, posterior.start)
+        status, converged = diagnosed(values, posterior.divergences)
+        return Outcome(Draws(values), status, converged, self.chains * self.draws, posterior.engine, posterior.history)
+
+
+class Posterior:
+    """The log joint of one fit over the unconstrained values of what all rows share, and chains through it."""
+
+    def __init__(self, task: Task, method: NUTS) -> None:
+        self.task, self.method = task, method
+        self.program = partial(task.model.model, task.theta)
+        self.sites: dict[str, Place] = places(task.model, task.theta, task.data)
+        self.start = {name: bijection(p.support)(p.start.reshape(p.free_shape)) for name, p in self.sites.items()}
+        self.position = nn.ParameterDict({name: p.start.clone() for name, p in self.sites.items()})  # in an order of its own
+        self.batch: Batch = task.data.batch()
+        self.began = time.perf_counter()
+        self.potential, self.engine = self._prepare()
+        self.history: list[dict[str, float]] = []
+        self.divergences = self.done = 0
+
+    def constrained(self, free: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """The sites' values at unconstrained numbers {site: (P,)}, and the log Jacobian of that map."""
+        values, jacobian = {}, self.batch.x.new_zeros(())
+        for name, place in self.sites.items():
+            to_support, flat = bijection(place.support), free[name].reshape(place.free_shape)
+            values[name] = to_support(flat)
+            jacobian = jacobian + to_support.log_abs_det_jacobian(flat, values[name]).sum()
+        return values, jacobian
+
+    def loss(self, batch: Batch, weight: Tensor) -> Tensor:
+        """Minus the log joint of the data and the unconstrained values, total nats."""
+        values, jacobian = self.constrained(self.position)
+        return -(log_joint(self.program, batch, values).sum() + jacobian)
+
+    def _prepare(self) -> tuple[Any, str]:
+        """The potential energy with its gradient, captured where it can be, and how that runs."""
+        weight, parameters = self.batch.x.new_ones(()), list(self.position.values())
+        try:
+            graph = capture(self.position, self.loss, self.batch, weight)
+        except CaptureError as error:
+            return self._plain, f"plain Pyro: the story could not be captured ({error})"
+        gradients = self.method.chains * (self.method.draws + self.method.warmup) * LEAPFROGS
+        engine = "captured"
+        if gradients * operations(graph) >= COMPILING_PAYS and not no_compiler():
+            graph, engine = compiled(graph, parameters, tensors_of(self.batch), weight), "captured and compiled"
+        return partial(Energy.apply, lambda values: graph(values, tensors_of(self.batch), weight)), engine
+
+    def _plain(self, *values: Tensor) -> Tensor:
+        found, jacobian = self.constrained(dict(zip(self.position, values, strict=True)))
+        return -(log_joint(self.program, self.batch, found).sum() + jacobian)
+
+    def chain(self, number: int) -> dict[str, Tensor]:
+        """{site: (S, ...)}: the draws of one chain, which begins a few posterior widths from the start."""
+        width = self.task.data.n_rows**-0.5
+        begin = {name: p.start + 2 * width * p.unit * torch.randn_like(p.start) for name, p in self.sites.items()}
+        kernel: Any = Kernel(
+            potential_fn=lambda free: self.potential(*(free[name] for name in self.position)),
+            max_tree_depth=self.method.max_tree_depth,
+            target_accept_prob=self.method.target_accept,
+        )
+        sampler = MCMC(kernel, self.method.draws, self.method.warmup, initial_params=begin, disable_progbar=True, hook_fn=self._log)
+        sampler.run()
+        self.divergences += sum(len(found) for found in sampler.diagnostics()["divergences"].values())
+        with torch.no_grad():
+            drawn = sampler.get_samples()
+            return {
+                name: bijection(place.support)(drawn[name].reshape(-1, *place.free_shape)).contiguous()
+                for name, place in self.sites.items()
+            }
+
+    def _log(self, kernel: Any, free: dict[str, Tensor], stage: str, step: int) -> None:
+        self.done += 1
+        total = self.method.chains * (self.method.draws + self.method.warmup)
+        if self.done % max(1, total // LOGGED) == 0:
+            with torch.no_grad():
+                rows = log_joint_given_shared(self.program, self.batch, self.constrained(free)[0]).logsumexp(0)
+            seconds = time.perf_counter() - self.began
+            self.history.append({"step": self.done, "seconds": seconds, "log_likelihood": float(rows.mean())})
+            self.task.progress(self.done, total, stage.lower())
+
+
+class Energy(torch.autograd.Function):
+    """The potential energy from a graph that gives value and gradient at once."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: Any, *values: Tensor) -> Tensor:
+        with torch.no_grad():
+            value, ctx.gradients = graph([v.detach() for v in values])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(outer[0] * gradient for gradient in ctx.gradients)
+
+
+def relabelled(model: Model, chains: dict[str, Tensor], start: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Draws {site: (C, S, K, ...)} with their exchangeable components in the order nearest to the start's (Hungarian assignment).
+
+    The posterior is the same in any order, so chains may differ in it, and means over draws would mix components.
+    """
+    names = [name for name in model.exchangeable if name in chains]
+    if not names:
+        return chains
+    drawn = [chains[n].flatten(0, 1) for n in names]
+    spread = [d.std() for d in drawn]
+    rows = torch.cat([(d / s).flatten(2) if d.ndim > 2 else (d / s).unsqueeze(-1) for d, s in zip(drawn, spread, strict=True)], -1)
+    goal = torch.cat([(start[n] / s).reshape(len(start[n]), -1) for n, s in zip(names, spread, strict=True)], -1)
+    cost = torch.cdist(goal.expand(len(rows), -1, -1), rows).square().cpu().numpy()
+    order = torch.stack([torch.as_tensor(linear_sum_assignment(c)[1]) for c in cost])
+    each = torch.arange(len(rows)).unsqueeze(1)
+    return chains | {n: d[each, order].unflatten(0, chains[n].shape[:2]) for n, d in zip(names, drawn, strict=True)}
+
+
+def diagnosed(chains: dict[str, Tensor], divergences: int) -> tuple[str, bool]:
+    """A sentence on how far the chains {site: (C, S, ...)} may be believed, and whether they may."""
+    r_hat = max(float(split_gelman_rubin(value).max()) for value in chains.values())
+    size = min(float(effective_sample_size(value).min()) for value in chains.values())
+    n_chains, draws = next(iter(chains.values())).shape[:2]
+    said = f"r-hat at most {r_hat:.3f}, effective sample size at least {size:.0f} of {n_chains * draws}, {divergences or 'no'} divergences"
+    if r_hat < MIXED and not divergences:
+        return said, True
+    remedy = "raise target_accept, or give the story tighter priors" if divergences else "raise draws and warmup"
+    return f"{said}: {remedy}", False

@@ -1,0 +1,179 @@
+"""The Bayesian mixture and CAVI: laws and their twins, posteriordb's published posterior by three methods, and EM as a special case."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import twins
+
+import ppvae
+from ppvae.models import GMM, BayesianGMM
+
+DATA = ppvae.load_data("low_dim_gauss_mix")
+PRIORS = {"concentration": [5.0, 5.0], "mean_loc": [0.0], "mean_scale": [2.0]}  # posteriordb's, but for the scales': N rows outweigh those
+# posteriordb, low_dim_gauss_mix, 10,000 reference draws (gold case D13)
+GOLD_MEAN = {"mu1": -2.733514, "mu2": 2.869832, "sigma1": 1.028074, "sigma2": 1.023822, "theta": 0.621549}
+GOLD_SD = {"mu1": 0.042045, "mu2": 0.054603, "sigma1": 0.031437, "sigma2": 0.040484, "theta": 0.015481}
+
+METHODS = {
+    "cavi": ppvae.CAVI(),
+    "svi": ppvae.SVI(steps=2000),
+    "nuts": ppvae.NUTS(draws=250, warmup=200),
+}
+
+
+def published(fit: ppvae.Fit) -> dict[str, np.ndarray]:
+    """posteriordb's quantities from draws of ours, components by their means."""
+    drawn = {name: value.reshape(-1, *value.shape[2:]) for name, value in fit.shared_chains(4000).items()}
+    means, weights = drawn["means"][..., 0], drawn["weights"]
+    sigma = drawn["precisions"].reshape(means.shape) ** -0.5
+    low, high = means.mean(0).argsort()
+    quantities = {"mu1": means[:, low], "mu2": means[:, high], "sigma1": sigma[:, low], "sigma2": sigma[:, high]}
+    return quantities | {"theta": weights[:, low]}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_published_posterior(method):
+    fit = ppvae.fit(BayesianGMM(2, covariance="diag"), DATA, method, init=PRIORS)
+    assert fit.converged, fit.status
+    for name, drawn in published(fit).items():
+        assert abs(drawn.mean() - GOLD_MEAN[name]) < 0.3 * GOLD_SD[name], name
+        assert drawn.std() == pytest.approx(GOLD_SD[name], rel=0.2), name
+
+
+def test_full_and_diagonal_precisions_are_one_model_in_one_dimension():
+    """A Wishart of one dimension is a Gamma: df / 2 its shape, 1 / (2 scale) its rate."""
+    full = ppvae.fit(BayesianGMM(2), DATA, init=PRIORS | {"precision_df": 3.0, "precision_scale": [[0.5]]})
+    diag = ppvae.fit(BayesianGMM(2, "diag"), DATA, init=PRIORS | {"precision_shape": [1.5], "precision_rate": [1.0]})
+    assert full.method == ppvae.CAVI()
+    assert full.history.elbo.iloc[-1] == pytest.approx(diag.history.elbo.iloc[-1], abs=1e-9)
+    for name in ("weights", "means"):
+        assert np.allclose(full.shared_draws(200)[name].mean(0), diag.shared_draws(200)[name].mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+@pytest.mark.parametrize("data", ["faithful", "airquality"])
+def test_the_laws_hold(covariance, data):
+    rows = ppvae.load_data(data)
+    verdicts = ppvae.laws.check(BayesianGMM(2, covariance), rows, only=[2, 5, 7, 8, 10])
+    assert (verdicts.table.verdict == "holds").all(), verdicts.table.to_string()
+
+
+def spread_forgotten(bound):
+    """The factors' own spread left out: q's moments read as if each were a point."""
+
+    def mean_field(self, theta, moments, batch):
+        means = {"mean": moments["means"]["mean"], "covariance": 0 * moments["means"]["covariance"]}
+        return bound(self, theta, {**moments, "means": means}, batch)
+
+    return mean_field
+
+
+def constant_lost(bound):
+    return lambda self, theta, moments, batch: bound(self, theta, moments, batch) + 0.5
+
+
+def precision_halved(bound):
+    def mean_field(self, theta, moments, batch):
+        halved = {"value": moments["precisions"]["value"] / 2, "log": moments["precisions"]["log"]}
+        return bound(self, theta, {**moments, "precisions": halved}, batch)
+
+    return mean_field
+
+
+def mask_dropped(bound):
+    return lambda self, theta, moments, batch: bound(self, theta, moments, replace(batch, observed=torch.ones_like(batch.observed)))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "data", "covariance"),
+    [
+        (spread_forgotten, "faithful", "full"),
+        (constant_lost, "faithful", "full"),
+        (precision_halved, "faithful", "diag"),
+        (mask_dropped, "airquality", "diag"),
+    ],
+)
+def test_a_wrong_bound_fails_law_10(mistake, data, covariance):
+    exact = type("Wrong", (BayesianGMM.exact,), {"mean_field": mistake(BayesianGMM.exact.mean_field)})
+    wrong = type("BayesianGMM", (BayesianGMM,), {"exact": exact})
+    assert ppvae.laws.check(wrong(2, covariance), ppvae.load_data(data), only=[10])[10] == "fails"
+
+
+@pytest.mark.parametrize(
+    ("kind", "law"), [(twins.unscaled(BayesianGMM), 2), (twins.maskless(BayesianGMM), 8)], ids=["forgotten N/B", "mask dropped"]
+)
+def test_a_wrong_story_fails_its_law(kind, law):
+    assert ppvae.laws.check(kind(2, "diag"), ppvae.load_data("faithful"), only=[law])[law] == "fails"
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+def test_em_is_cavi_with_points_under_flat_priors(covariance):
+    """With mass on the factors' modes and priors that weigh nothing, CAVI's end is EM's: the same likelihood, the same parameters."""
+    data = ppvae.load_data("faithful")
+    flat = {"concentration": [1.0, 1.0], "mean_scale": [1e8, 1e8]}
+    if covariance == "diag":
+        flat |= {"precision_shape": [1.0, 1.0], "precision_rate": [1e-9, 1e-9]}
+    else:  # the mode of a Wishart posterior is (df - D - 1) scale, so df = D + 1 leaves the rows' own count
+        flat |= {"precision_df": 3.0, "precision_scale": (1e9 * np.eye(2)).tolist()}
+    points = ppvae.fit(BayesianGMM(2, covariance), data, ppvae.CAVI(point=True), init=flat)
+    em = ppvae.fit(GMM(2, covariance), data, ppvae.EM())
+    assert points.converged
+    assert points.log_likelihood(data).mean() == pytest.approx(float(em.log_likelihood(data).mean()), abs=1e-7)
+    assert np.allclose(points.params["means"], em.params["means"], rtol=1e-3)
+    assert np.allclose(points.params["weights"], em.params["weights"], rtol=1e-3)
+
+
+def test_svi_comes_close_to_cavi_and_bounds_the_evidence_from_nearer():
+    """SVI's story sums the components out given the parameters, CAVI's bound takes them as independent of those."""
+    data = ppvae.load_data("faithful")
+    found = ppvae.compare(BayesianGMM(2), data, [ppvae.CAVI(), ppvae.SVI(steps=1500)]).table
+    assert found.method.tolist() == ["cavi", "svi"]
+    assert abs(found.elbo[0] - found.elbo[1]) < 0.01
+    assert (found.kl < 0.02).all()
+    assert (found.kl > -4 * found.kl_se).all()
+
+
+def test_holes():
+    """A fifth of the entries gone: the means stay within a few of their own standard errors, and the holes are filled in."""
+    whole = ppvae.load_data("faithful")
+    data = whole.with_holes(0.2)
+    fit = ppvae.fit(BayesianGMM(2), data)
+    full = ppvae.fit(BayesianGMM(2), whole)
+    spread = full.shared_draws()["means"].std(0)
+    assert (np.abs(fit.params["means"] - full.params["means"]) < 4 * spread).all()
+    point = ppvae.fit(GMM(2), data)
+    hidden = (whole.observed & ~data.observed).numpy()
+    errors = [np.sqrt((((f.impute(data) - whole.numpy()) / whole.scale.numpy())[hidden] ** 2).mean()) for f in (fit, point)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.05)  # 272 rows say nearly all that there is to say
+    assert fit.impute(data, draws=3).shape == (3, *whole.x.shape)
+
+
+def test_components_of_a_row():
+    fit = ppvae.fit(BayesianGMM(2), DATA, init=PRIORS)
+    posterior = fit.posterior(DATA)
+    assert posterior.component == "component"
+    assert torch.allclose(posterior.log_weights.logsumexp(-1), torch.zeros(1, dtype=torch.float64), atol=1e-12)
+    assert set(fit.predict(DATA)) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [(GMM(2), "gmm gives no mean-field bound"), (ppvae.models.VAE(likelihood="gaussian"), "vae gives no mean-field bound")],
+)
+def test_cavi_says_where_it_does_not_apply(model, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ppvae.fit(model, ppvae.load_data("iris"), ppvae.CAVI())
+
+
+@pytest.mark.parametrize("bad", [{"n_components": 0}, {"covariance": "round"}])
+def test_bad_options(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        BayesianGMM(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"max_sweeps": 0}, {"tolerance": -1.0}])
+def test_bad_settings(bad):
+    with pytest.raises(ValueError, match="CAVI needs"):
+        ppvae.CAVI(**bad)

@@ -1,0 +1,257 @@
+"""Latents that all rows share: bijections onto their supports, guides for them, and what a fit says of them."""
+
+from dataclasses import dataclass
+from math import log, pi, sqrt
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch.distributions import constraints
+
+import ppvae
+from ppvae import guides
+from ppvae.bijections import PositiveDefinite, bijection
+from ppvae.distributions import Wishart
+from ppvae.inference.fit import start
+from ppvae.model import Model
+from ppvae.parameters import Parameters
+from ppvae.program.joint import random_sites
+from ppvae.shared import Draws
+
+
+@dataclass(frozen=True)
+class Supports(Model):
+    """A shared latent of every support."""
+
+    def init(self, data, generator):
+        return Parameters()
+
+    def model(self, theta, batch):
+        zero = batch.x.new_zeros(())
+        number = pyro.sample("number", dist.Normal(zero, 1.0))
+        pyro.sample("matrix", dist.Normal(zero.expand(2, 2), 1.0).to_event(2))
+        scale = pyro.sample("scale", dist.LogNormal(zero, 1.0))
+        pyro.sample("simplex", dist.Dirichlet(zero.expand(3) + 1.0))
+        pyro.sample("precisions", Wishart(zero + 4.0, torch.eye(2).to(zero)).expand([2]).to_event(1))
+        with batch.rows:
+            pyro.sample("x", dist.Normal(number.unsqueeze(-1), scale.unsqueeze(-1)).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+@dataclass(frozen=True)
+class Mean(Model):
+    """mu ~ N(0, 10^2), x_n ~ N(mu, 1): everything about it is known."""
+
+    def init(self, data, generator):
+        return Parameters()
+
+    def model(self, theta, batch):
+        mu = pyro.sample("mu", dist.Normal(batch.x.new_zeros(()), 10.0))
+        with batch.rows:
+            pyro.sample("x", dist.Normal(mu.unsqueeze(-1), batch.x.new_ones(1)).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+ROWS = 50
+DATA = ppvae.Data(3 + np.random.default_rng(0).standard_normal((ROWS, 1)))
+PRECISION = 1 / 100 + ROWS
+MEAN, SD = float(DATA.x.sum()) / PRECISION, PRECISION**-0.5
+EVIDENCE = (-ROWS * log(2 * pi) - log(100 * PRECISION) - float(DATA.x.square().sum()) + PRECISION * MEAN**2) / 2 / ROWS  # nats per row
+
+
+def built(model: Model, data: ppvae.Data, guide=None) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return guides.build(model, start(model, data, 0), data, guide)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_bijection_onto_covariances_knows_its_jacobian(size):
+    free = torch.randn(size * (size + 1) // 2, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    to_matrix, (row, column) = PositiveDefinite(), torch.tril_indices(size, size)
+    matrix = to_matrix(free)
+    jacobian = torch.autograd.functional.jacobian(lambda v: to_matrix(v)[row, column], free)
+    assert float(to_matrix.log_abs_det_jacobian(free, matrix)) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-12)
+    assert torch.allclose(to_matrix.inv(matrix), free, rtol=1e-10)
+    assert bool(constraints.positive_definite.check(matrix))
+
+
+def test_the_wishart_is_torchs_and_its_draws_have_its_moments():
+    scale = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    ours, torchs = Wishart(torch.tensor(4.5).double(), scale), torch.distributions.Wishart(torch.tensor(4.5).double(), scale)
+    torch.manual_seed(0)
+    drawn = ours.rsample(torch.Size([20_000]))
+    assert torch.allclose(ours.log_prob(drawn), torchs.log_prob(drawn), atol=1e-10)
+    logdet = torch.linalg.slogdet(drawn)[1]
+    assert float(logdet.mean()) == pytest.approx(float(ours.expected_logdet), abs=4 * float(logdet.std()) / sqrt(20_000))
+    assert bool(((drawn.mean(0) - ours.mean).abs() < 4 * drawn.std(0) / sqrt(20_000)).all())
+
+
+@pytest.mark.parametrize("family", guides.FAMILIES)
+def test_the_densities_of_a_shared_guide_are_densities(family):
+    """E_q [p / q] = 1 for a narrow p that q covers, jointly over all sites; a lost Jacobian would show."""
+    guide = built(Supports(), DATA, family).shared
+    guide.log_scale.data.zero_().add_(log(2.0) + 0.25 * log(ROWS))  # twice the priors' width
+    generator = torch.Generator().manual_seed(1)
+    if guide.below is not None:
+        guide.below.data.copy_(0.2 * torch.randn(guide.below.shape, generator=generator))
+    with torch.no_grad(), pyro.plate("draws", 40_000, dim=-2):
+        sites = random_sites(poutine.trace(guide).get_trace(DATA.batch()))
+    places = guide.sites
+    log_p = log_q = 0.0
+    for name, site in sites.items():
+        to_support = bijection(places[name].support)
+        free = to_support.inv(site["value"])
+        inner = dist.Normal(to_support.inv(to_support(places[name].start.reshape(places[name].free_shape))), 0.7)
+        log_p = log_p + inner.to_event(free.ndim - 2).log_prob(free) - to_support.log_abs_det_jacobian(free, site["value"])
+        log_q = log_q + site["fn"].log_prob(site["value"])
+    ratio = (log_p - log_q).exp()
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(ratio) ** 0.5
+
+
+def test_a_full_guide_correlates_sites():
+    guide = built(Supports(), DATA, "full").shared
+    guide.below.data.fill_(0.3)
+    with torch.no_grad(), pyro.plate("draws", 20_000, dim=-2):
+        sites = random_sites(poutine.trace(guide).get_trace(DATA.batch()))
+    a, b = sites["number"]["value"].flatten(), sites["scale"]["value"].log().flatten()
+    assert float(torch.corrcoef(torch.stack([a, b]))[0, 1]) > 0.2
+    plain = built(Supports(), DATA, "diagonal").shared
+    with torch.no_grad(), pyro.plate("draws", 20_000, dim=-2):
+        sites = random_sites(poutine.trace(plain).get_trace(DATA.batch()))
+    a, b = sites["number"]["value"].flatten(), sites["scale"]["value"].log().flatten()
+    assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 4 / sqrt(20_000)
+
+
+@pytest.fixture(scope="module")
+def svi() -> ppvae.Fit:
+    return ppvae.fit(Mean(), DATA, ppvae.SVI(steps=1500))
+
+
+def test_svi_finds_a_known_posterior(svi):
+    drawn = svi.shared_draws(4000)["mu"]
+    assert abs(drawn.mean() - MEAN) < 0.1 * SD + 4 * SD / sqrt(4000)
+    assert drawn.std() == pytest.approx(SD, rel=0.1)
+    assert svi.params["mu"] == pytest.approx(MEAN, abs=0.3 * SD)
+
+
+def test_elbo_and_divergence_add_up_to_a_known_evidence(svi):
+    bound, gap = svi.elbo(DATA, draws=1000), svi.kl(DATA)
+    error = 4 * (bound.mean_standard_error + gap.mean_standard_error)
+    assert 0 < bound.mean_standard_error < 1e-2
+    assert bound.mean() + gap.mean() == pytest.approx(EVIDENCE, abs=error)
+    assert -error < gap.mean() < 0.01
+
+
+def test_the_log_likelihood_is_the_posterior_predictive(svi):
+    found = svi.log_likelihood(DATA, draws=4000)
+    known = dist.Normal(MEAN, sqrt(1 + SD**2)).log_prob(DATA.x[:, 0]).mean()
+    assert "posterior predictive" in found.how
+    assert found.mean() == pytest.approx(float(known), abs=4 * found.mean_standard_error + 2e-3)  # SVI is a little off the posterior
+
+
+def test_the_sampler_finds_a_known_posterior():
+    fit = ppvae.fit(Mean(), DATA, ppvae.NUTS(draws=500, warmup=200, chains=2))
+    chains = fit.shared_chains()["mu"]
+    assert chains.shape == (2, 500)
+    assert fit.converged
+    assert "no divergences" in fit.status
+    assert chains.mean() == pytest.approx(MEAN, abs=4 * SD / sqrt(200))  # at least 200 effective draws of 1000
+    assert chains.std() == pytest.approx(SD, rel=4 / sqrt(2 * 200))
+    assert np.isnan(fit.elbo(DATA)).all()
+    assert "no density" in fit.elbo(DATA).how
+
+
+def test_new_rows_come_from_the_posterior_and_not_from_the_prior(svi):
+    rows = svi.replicate(DATA, draws=200, rows="new")
+    assert rows.mean() == pytest.approx(MEAN, abs=4 * sqrt((1 / ROWS + SD**2) / 200) + 0.1 * SD)
+    assert abs(svi.sample(500).mean() - MEAN) < 4 * sqrt(1 / 500 + SD**2)
+
+
+def test_arviz_gets_draws_of_what_is_shared(svi):
+    container = svi.to_arviz(DATA, draws=50)
+    assert container["posterior"]["mu"].shape == (1, 50)
+    assert container["log_likelihood"]["log_marginal"].shape == (1, 50, ROWS)
+    mu = container["posterior"]["mu"].values[0]
+    expected = dist.Normal(torch.tensor(mu)[:, None], 1.0).log_prob(DATA.x[:, 0])
+    assert np.allclose(container["log_likelihood"]["log_marginal"].values[0], expected)
+
+
+@pytest.mark.parametrize("method", [ppvae.SVI(steps=5), ppvae.NUTS(draws=4, warmup=4, chains=2)], ids=lambda m: m.name)
+def test_what_is_shared_is_saved(method, tmp_path):
+    data = ppvae.load_data("low_dim_gauss_mix").take(range(60))
+    fit = ppvae.fit(ppvae.models.BayesianGMM(), data, method)
+    again = ppvae.load(fit.save(tmp_path / "fit"))
+    assert np.array_equal(again.log_likelihood(data), fit.log_likelihood(data))
+    for name, value in fit.shared_chains().items():
+        assert np.array_equal(again.shared_chains()[name], value)
+
+
+def test_criteria_about_a_point_are_refused(svi):
+    with pytest.raises(ValueError, match=r"bic is about a point estimate.*arviz\.loo"):
+        svi.bic(DATA)
+
+
+def test_draws_stay_together():
+    """One index for all sites: values that were drawn together come together."""
+    values = torch.arange(6.0).reshape(2, 3)
+    guide = Draws({"a": values, "b": 10 * values.unsqueeze(-1).expand(2, 3, 4)})
+    with pyro.plate("draws", 100, dim=-2):
+        sites = random_sites(poutine.trace(guide).get_trace(DATA.batch()))
+    a, b = sites["a"]["value"], sites["b"]["value"]
+    assert a.shape == (100, 1)
+    assert torch.equal(b, 10 * a.unsqueeze(-1).expand(100, 1, 4))
+    assert len(a.unique()) == 6
+
+
+@dataclass(frozen=True)
+class Plated(Mean):
+    """A shared latent in a plate of its own."""
+
+    def model(self, theta, batch):
+        with pyro.plate("parts", 2):
+            mu = pyro.sample("mu", dist.Normal(batch.x.new_zeros(()), 10.0))
+        with batch.rows:
+            pyro.sample("x", dist.Normal(mu.sum().unsqueeze(-1), batch.x.new_ones(1)).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+@dataclass(frozen=True)
+class Discrete(Mean):
+    """A shared choice."""
+
+    def model(self, theta, batch):
+        k = pyro.sample("k", dist.Categorical(batch.x.new_ones(2) / 2))
+        with batch.rows:
+            pyro.sample("x", dist.Normal(k.to(batch.x).unsqueeze(-1), batch.x.new_ones(1)).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (Plated(), r"'mu' lies in the plate 'parts': take the plate away and add .to_event\(1\)"),
+        (Discrete(), "'k' is discrete: sum it out"),
+    ],
+    ids=["plate", "discrete"],
+)
+def test_shared_latents_that_no_guide_serves_are_refused(model, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ppvae.fit(model, DATA, ppvae.SVI(steps=2))
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "sentence"),
+    [
+        (ppvae.models.GMM(2), "faithful", "gmm learns weights, means and covariances as parameters: use EM or SVI"),
+        (ppvae.models.VAE(likelihood="gaussian"), "iris", "vae learns .*decoder"),
+    ],
+    ids=["gmm", "vae"],
+)
+def test_the_sampler_says_what_it_cannot_draw(model, data, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ppvae.fit(model, ppvae.load_data(data), ppvae.NUTS())
+
+
+@pytest.mark.parametrize("setting", [{"draws": 0}, {"chains": 0}, {"warmup": 0}, {"target_accept": 1.0}, {"max_tree_depth": 0}])
+def test_the_sampler_refuses_bad_settings(setting):
+    with pytest.raises(ValueError, match=f"NUTS.*{next(iter(setting))}"):
+        ppvae.NUTS(**setting)
