@@ -245,3 +245,15 @@ def test_a_walk_over_two_latents_is_a_grid(vae, digits):
 def test_no_walk_without_codes(faithful):
     with pytest.raises(ValueError, match="no continuous latents"):
         report.latent_walk(ppvae.fit(GMM(2), faithful), faithful)
+
+
+def test_a_figure_shows_itself_in_a_notebook():
+    """By its own drawing: a notebook learns to show other figures only once pyplot is imported."""
+    assert report.divergence()._repr_png_().startswith(b"\x89PNG")
+
+
+def test_an_em_step_is_the_top_of_the_bound_on_the_line_to_it(faithful):
+    model, init = GMM(2), {"means": np.array([[3.0, 60.0], [3.5, 75.0]])}
+    old, new = (ppvae.fit(model, faithful, ppvae.EM(max_steps=k), init=init).theta for k in (2, 3))
+    found = climb(model, faithful, between(old, new), start=0.0, span=(-1.0, 3.0), steps=1, points=21)
+    assert found.marks["peak"].item() == pytest.approx(1.0, abs=1e-5)

@@ -32,7 +32,7 @@ def missingness(data: Data) -> Figure:
 
     features = np.arange(data.n_features) + 0.5
     width = np.clip(1.6 + 0.5 * data.n_features, 3.6, 8.0)
-    figure = Figure(figsize=(width, 2.2 + 0.2 * len(shown)), layout="constrained", dpi=style.DPI, facecolor="white")
+    figure = style.Drawing(width, 2.2 + 0.2 * len(shown))
     share, grid = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (1.0, 0.24 * len(shown) + 0.3)})
     style.tidy(share)
     style.tidy(grid)

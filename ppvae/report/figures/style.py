@@ -18,6 +18,18 @@ MANY_POINTS = 400  # a scatter of more points than this is drawn as pixels, so t
 DPI = 160
 
 
+class Drawing(Figure):
+    """A figure that shows itself in a notebook, also where pyplot, which would teach the notebook how, was never imported."""
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height), layout="constrained", dpi=DPI, facecolor="white")
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def colours(names: Iterable[str]) -> dict[str, str]:
     """A colour for each distinct name, in order of first appearance."""
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
@@ -33,7 +45,7 @@ def panels(count: int, columns: int, size: tuple[float, float] = (4.2, 3.0)) -> 
     """A figure of `count` panels, `columns` side by side, each `size` inches."""
     columns = max(1, min(columns, count))
     rows = -(-count // columns)
-    figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained", dpi=DPI, facecolor="white")
+    figure = Drawing(columns * size[0], rows * size[1])
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     for ax in axes:
         tidy(ax)
