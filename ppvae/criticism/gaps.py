@@ -23,6 +23,7 @@ from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.program.read import read_guide
 from ppvae.scores import Scores, sampled_elbo, threads_for
+from ppvae.shared import WithRows
 
 ROWS = 512  # where the best of the family is searched for row by row, so many rows stand for all
 REFINEMENT = SVI(steps=600, batch_size=None, learning_rate=0.03, compile=False, particles=4)
@@ -50,8 +51,13 @@ def gaps(fit: Fit, data: Data, best_log_likelihood: float | None, evidence: Scor
     evidence, bound: the fit's log-likelihood and ELBO of each row of `data`.  best_log_likelihood: nats per row of the best exact fit, or
     None where no method is exact: the parameters' part is then unknown (NaN). Where there is no formula for the family's best, the other
     two parts are means over the `ROWS` rows that are searched, not over all. A "linear" guide's family is every Gaussian: what its one
-    covariance for all rows costs counts as amortization.
+    covariance for all rows costs counts as amortization. Where all rows share latents, what is lost is KL(q || p) / N; it is all
+    approximation, unless the rows have an encoder besides.
     """
+    if fit.shared:
+        lost = fit.kl(data)
+        parts = (nan, float(lost.mean())) if isinstance(fit.guide, WithRows) and fit.guide.encodes else (float(lost.mean()), 0.0)
+        return Gaps(nan, *parts, nan, *(lost.mean_standard_error if part else 0.0 for part in parts))
     parameters = nan if best_log_likelihood is None else best_log_likelihood - float(evidence.mean())
     loss = float(np.mean(np.asarray(evidence) - np.asarray(bound)))
     loss_se = hypot(evidence.mean_standard_error, bound.mean_standard_error)

@@ -151,7 +151,9 @@ class Fit:
         divergence = self._exact_kl(data)
         if divergence is not None:
             return Scores(divergence)
-        if self.shared and self._has_density:
+        if not self._has_density:
+            return self.elbo(data)
+        if self.shared:
             with seeded(seed, self.device):
                 return shared_divergence(self.program, self.guide, data)
         evidence, bound = self.log_likelihood(data, seed=seed), self.elbo(data, draws, seed)

@@ -72,10 +72,14 @@ def _density_caption(data: Data) -> str:
 
 
 def _parameters(fit: Fit, data: Data) -> Iterator[Block]:
-    values = {name: np.asarray(value) for name, value in fit.params.items()}
+    for name, drawn in fit.shared_draws().items():
+        yield from _parameter(f"{name}, posterior mean", drawn.mean(0), fit, data)
+        yield from _parameter(f"{name}, posterior sd", drawn.std(0), fit, data)
+    values = {name: np.asarray(value) for name, value in fit.params.items() if name not in fit.shared}
     for name, value in values.items():
         if name in fit.theta.names:
-            yield from _parameter(name.replace("_", " "), value, fit, data)
+            title = name.replace("_", " ") + (", of the prior" if fit.shared and name not in fit.theta.trainable else "")
+            yield from _parameter(title, value, fit, data)
     weights = [[name, _shape(v), words.plain(v.min()), words.plain(v.max())] for name, v in values.items() if name not in fit.theta.names]
     if weights:
         yield Table("Networks", ["weights", "shape", "least", "greatest"], weights)
