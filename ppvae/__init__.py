@@ -24,6 +24,7 @@ _HOME = {
     "OnlineEM": "ppvae.inference.online_em",
     "DirectML": "ppvae.inference.direct_ml",
     "VariationalEM": "ppvae.inference.variational_em",
+    "MonteCarloEM": "ppvae.inference.monte_carlo_em",
     "compare": "ppvae.comparison",
     "Comparison": "ppvae.comparison",
     "check": "ppvae.criticism.checks",

@@ -23,6 +23,7 @@ from ppvae.inference.fit import start
 from ppvae.inference.result import Fit
 from ppvae.model import Model
 from ppvae.parameters import Parameters
+from ppvae.program.derive import exact_forms
 from ppvae.registry import load_method, load_model, source_of
 from ppvae.shared import Draws, WithRows
 
@@ -139,9 +140,10 @@ def _guide(recipe: dict[str, Any] | None, model: Model, theta: Parameters, sketc
         return guides.build(model, theta, sketch)
     settings = {name: value for name, value in recipe.items() if name != "kind"}
     if recipe["kind"] == "exact":
-        if model.closed_forms is None:
+        exact = model.closed_forms or exact_forms(model, theta, sketch.head())
+        if exact is None:
             raise KeyError("closed forms")
-        return ExactGuide(model.closed_forms, theta)
+        return ExactGuide(exact, theta)
     if recipe["kind"] == "draws":
         return Draws({name: sketch.x.new_empty(shape) for name, shape in settings["shapes"].items()})
     if recipe["kind"] == "factors":

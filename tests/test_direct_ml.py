@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from test_cli import CENTRE
 
 import ppvae
 from ppvae import cli
@@ -136,9 +137,14 @@ def test_what_it_cannot_do_is_refused():
         ppvae.fit(frozen(2), iris, ppvae.DirectML())
 
 
-def test_the_command_line_takes_it(tmp_path, monkeypatch):
+def test_the_command_line_takes_it_for_a_story_of_ones_own(tmp_path, monkeypatch):
+    """The fit comes back whole: its exact posterior follows from the story, not from the model's file."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(CENTRE)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["fit", "gmm", "faithful", "--method", "direct_ml:steps=5", "--out", "geyser"])
+        cli.main(["fit", "own.py", "faithful", "--method", "direct_ml:steps=50", "--out", "centre"])
     assert not stop.value.code
-    assert ppvae.load("geyser").method == ppvae.DirectML(steps=5)
+    data, fit = ppvae.load_data("faithful"), ppvae.load("centre")
+    assert fit.method == ppvae.DirectML(steps=50)
+    assert fit.params["mean"] == pytest.approx(data.mean.numpy(), abs=1e-3)
+    assert fit.elbo(data).exact

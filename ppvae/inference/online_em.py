@@ -23,7 +23,7 @@ from ppvae.inference.method import Method, Outcome, Task, floor_warning
 from ppvae.model import Model
 from ppvae.scores import exact_log_marginal
 
-DELAY = 2  # steps: Liang & Klein's, section 3
+DELAY = 2  # steps: Liang & Klein's
 ENOUGH = 10  # observed entries for each free parameter, before the first M-step
 LOGGED = 100  # points of the history at most
 SETTLED = 1e-4  # nats per row that one EM step over all rows may still gain
