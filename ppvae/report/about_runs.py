@@ -38,19 +38,28 @@ PARTS = ("parameters", "approximation", "amortization", "total")
 def sections(comparison: Comparison) -> Iterator[Section]:
     """What came out, convergence, and the split of the gaps."""
     table = runs.scores(comparison)
-    yield Section("findings", "What came out", [Points(words.findings(comparison)), _every_run(table), *_over_seeds(table)])
+    yield Section("findings", "What came out", [Points(words.findings(comparison)), _every_run(table), _statuses(table), *_over_seeds(table)])
     yield Section("convergence", "Convergence", [_convergence(comparison)])
     yield Section("gaps", "Where the loss comes from", list(_lost(comparison)))
 
 
 def _every_run(table: pd.DataFrame) -> Table:
     scores = [name for name in SCORES if name in table]
-    columns = ["method", "seed", *(HEADINGS.get(name, name) for name in scores), "steps", "status"]
+    columns = ["method", "seed", *(HEADINGS.get(name, name) for name in scores), "steps"]
     rows = [
-        [str(run["method"]), str(run["seed"]), *(SCORES[name](run[name]) for name in scores), str(run["steps"]), str(run["status"])]
+        [str(run["method"]), str(run["seed"]), *(SCORES[name](run[name]) for name in scores), str(run["steps"])]
         for run in table.to_dict("records")
     ]
-    return Table("Every run. Scores in nats per row: higher is better", columns, rows, text=(0, len(columns) - 1))
+    return Table("Every run. Scores in nats per row: higher is better", columns, rows)
+
+
+def _statuses(table: pd.DataFrame) -> Points:
+    """How each run ended, runs that ended alike together."""
+    found = []
+    for (method, status), own in table.groupby(["method", "status"], sort=False):
+        seeds = ", ".join(map(str, own["seed"]))
+        found.append(f"{method}, {'seed' if len(own) == 1 else 'seeds'} {seeds}: {status}")
+    return Points(found)
 
 
 def _over_seeds(table: pd.DataFrame) -> Iterator[Table]:

@@ -29,6 +29,13 @@ TERMS = {
     "KL": "KL(q || posterior), how far the guide is from the exact posterior: the log-likelihood less the ELBO.",
     "gap": "how far a run is below the best log-likelihood of this comparison.",
 }
+TERMS_WITH_PRIORS = TERMS | {
+    "log-likelihood": "the average log posterior predictive density of a row: what the model gives it, averaged over the posterior of what "
+    "all rows share.",
+    "ELBO": "the evidence lower bound, for the log of p(all rows) per row, the parameters integrated out. It equals that where the guide "
+    "is the exact posterior; it lies below the log-likelihood by what the parameters cost.",
+    "KL": "KL(q || posterior) of what all rows share, per row: the log-evidence less the ELBO.",
+}
 
 
 @dataclass(frozen=True)
