@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ppvae.inference.result import Fit
 
 LONGEST, LARGEST = 40, 150  # lines and entries of a parameter that is printed in full
+WALK = (
+    "A walk through latent space: what the model expects of codes along straight lines, from the 2nd to the 98th percentile of the rows' own, "
+    "the other latents at their medians."
+)
 MATRICES = 6  # of one parameter that are printed (a covariance for each component)
 
 
@@ -32,10 +36,8 @@ def _pictures(fit: Fit, data: Data) -> Iterator[Block]:
     if data.image_shape is not None:
         caption = "Above: rows of the data. Below each: what the model makes of it, with latents from the row's own posterior."
         yield picture("Pictures of data above their reconstructions", caption, images.reconstructions(fit, data), kind="png")
-        caption = "Rows of the data, and as many new ones from the fitted model: what it expects for latents drawn from their prior, where "
-        caption += "there is one such latent, and what it draws with them, noise and all."
-        caption += "" if data.context is None else " Each new picture has the context of the real one in its place."
         alt = "Pictures of data beside new ones from the model"
+        caption = _generated_caption(fit, data)
         yield responsive(alt, caption, lambda n: images.generated(fit, data, columns=n), wide=3, narrow=1, kind="png")
     if data.image_shape is None and data.context is None:
         yield responsive(
@@ -46,13 +48,9 @@ def _pictures(fit: Fit, data: Data) -> Iterator[Block]:
         caption = f"Each row at its posterior mean in latent space.{known}"
         yield picture("The rows in latent space", caption, fitted.latent_space(fit, data))
     if images.decodes(fit, data):
-        caption = (
-            "A walk through latent space: what the model expects of codes along straight lines, from the 2nd to the 98th percentile of "
-        )
-        caption += "the rows' own, the other latents at their medians."
         kind = "svg" if data.image_shape is None else "png"
         alt = "Rows decoded along lines through latent space"
-        yield responsive(alt, caption, lambda n: walk.latent_walk(fit, data, n), wide=2, narrow=1, kind=kind)
+        yield responsive(alt, WALK, lambda n: walk.latent_walk(fit, data, n), wide=2, narrow=1, kind=kind)
 
 
 def _has_latents(fit: Fit, data: Data) -> bool:
@@ -61,6 +59,13 @@ def _has_latents(fit: Fit, data: Data) -> bool:
     except ValueError:  # how a fit says that its model has no continuous latents, or a guide that cannot be read
         return False
     return True
+
+
+def _generated_caption(fit: Fit, data: Data) -> str:
+    said = "Rows of the data, and as many new ones that the fitted model draws."
+    if images.decodes(fit, data):
+        said = "Rows of the data; what the model expects for latents drawn from their prior; and the rows drawn with them, noise and all."
+    return said if data.context is None else f"{said} Each new picture has the context of the real one in its place."
 
 
 def _density_caption(data: Data) -> str:
