@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 LONGEST, LARGEST = 40, 150  # lines and entries of a parameter that is printed in full
 WALK = (
-    "A walk through latent space: what the model expects of codes along straight lines, from the 2nd to the 98th percentile of the rows' own, "
-    "the other latents at their medians."
+    "A walk through latent space: what the model expects of codes along straight lines, from the 2nd to the 98th percentile of the rows' "
+    "own, the other latents at their medians."
 )
 MATRICES = 6  # of one parameter that are printed (a covariance for each component)
 
