@@ -31,6 +31,8 @@ from ppvae.program.derive import exact_forms
 from ppvae.program.joint import Program, log_joint
 from ppvae.scores import threads_for
 
+COARSE = 21  # places among which the highest point of a bound is looked for first
+
 Curve = Callable[[float], Parameters]
 Guiding = Callable[[Posterior], Posterior]
 
@@ -179,7 +181,7 @@ class _Along:
         self.batch, self.entries = data.batch(), data.x.numel()
         exact = exact_forms(model, theta, data.batch(torch.arange(min(2, data.n_rows), device=data.device)))
         if exact is None:
-            raise ValueError(f"{model.name} has no exact posterior, so no bound touches its log-likelihood: draw fit.elbo(data) instead")
+            raise ValueError(f"{model.name} has no exact posterior, so no bound touches its log-likelihood: look at fit.elbo(data) instead")
         self.exact: Exact = exact
         q = self.posterior(span[0])
         if q.component is None and q.latent is None:
@@ -201,7 +203,7 @@ class _Along:
 
     def peak(self, q: Posterior) -> float:
         """Where in the span the bound is highest."""
-        coarse = self.places[:: max(1, len(self.places) // 20)]
+        coarse = np.linspace(*self.span, COARSE)
         best = int(np.argmax([self.bound(q, float(t)) for t in coarse]))
         low, high = coarse[max(0, best - 1)], coarse[min(len(coarse) - 1, best + 1)]
         found = minimize_scalar(
