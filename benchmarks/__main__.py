@@ -30,7 +30,7 @@ def main() -> None:
             print(".", end="", file=sys.stderr, flush=True)
             found.append(row)
         tables[name] = found
-        table = pd.DataFrame(found).fillna("")
+        table = pd.DataFrame(found).astype(object).fillna("")
         print(f"\n{name}\n{table.to_string(index=False, float_format=lambda v: f'{v:.4g}')}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(tables, indent=1))

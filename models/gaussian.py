@@ -16,7 +16,7 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedMultivariateNormal
 from ppvae.exact import Exact, Posterior, Statistics
-from ppvae.gaussian import component_densities, expected_moments, pattern_rows, shifted_moments
+from ppvae.gaussian import component_densities, mixture_moments, pattern_batches, pattern_rows, shifted_moments
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
 
@@ -29,6 +29,9 @@ class GaussianExact(Exact):
     def chunk_rows(self, data: Data) -> int:
         return pattern_rows(data, 1)
 
+    def batches(self, data: Data) -> list[Batch]:
+        return pattern_batches(data, 1)
+
     def posterior(self, theta: Parameters, batch: Batch) -> Posterior:
         return Posterior.nothing(batch.x)
 
@@ -37,10 +40,8 @@ class GaussianExact(Exact):
 
     def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
         """Expected moments of x - m: "rows" (), "sum" (D,), "scatter" (D, D)."""
-        density, residual, conditional = component_densities(batch, theta.mean.unsqueeze(0), theta.covariance.unsqueeze(0))
-        total, scatter = expected_moments(batch, torch.ones_like(density), residual, conditional)
-        rows = density.new_tensor(batch.size)
-        return {"log_likelihood": density.sum(), "rows": rows, "sum": total.squeeze(0), "scatter": scatter.squeeze(0)}
+        found = mixture_moments(batch, batch.x.new_zeros(1), theta.mean.unsqueeze(0), theta.covariance.unsqueeze(0))
+        return {name: value if name == "log_likelihood" else value.squeeze(0) for name, value in found.items()}
 
     def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
         step = statistics["sum"] / statistics["rows"]
@@ -52,7 +53,7 @@ class GaussianExact(Exact):
         return statistics | shifted_moments(statistics["rows"], statistics["sum"], statistics["scatter"], shift)
 
     def cannot_solve(self, data: Data) -> str | None:
-        return None if data.complete else "gaussian has a closed form for complete data only: use EM where entries are missing"
+        return None if data.complete else "gaussian has a closed form for complete data only"
 
     def solve(self, data: Data) -> dict[str, Tensor]:
         residual = data.x - data.mean

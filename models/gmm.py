@@ -19,7 +19,7 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedMultivariateNormal
 from ppvae.exact import Exact, Posterior, Statistics
-from ppvae.gaussian import LOG_2PI, component_densities, expected_moments, pattern_rows, shifted_moments
+from ppvae.gaussian import LOG_2PI, component_densities, mixture_moments, pattern_batches, pattern_rows, shifted_moments
 from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
@@ -38,6 +38,9 @@ class GMMExact(Exact):
     def chunk_rows(self, data: Data) -> int:
         return pattern_rows(data, self.model.n_components) if self.model.matrices else super().chunk_rows(data)
 
+    def batches(self, data: Data) -> list[Batch]:
+        return pattern_batches(data, self.model.n_components) if self.model.matrices else super().batches(data)
+
     def posterior(self, theta: Parameters, batch: Batch) -> Posterior:
         joint = self._density(theta, batch)[0] + theta.weights.log()
         return Posterior.categorical(joint.log_softmax(-1))
@@ -45,8 +48,8 @@ class GMMExact(Exact):
     def log_marginal(self, theta: Parameters, batch: Batch) -> Tensor:
         return (self._density(theta, batch)[0] + theta.weights.log()).logsumexp(-1)
 
-    def _density(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """log p(x_n | k) (B, K); x_n - m_k with missing entries at their expectation (B, K, D); Cov[x | x_o, k] by pattern (P, K, D, D)."""
+    def _density(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor]:
+        """log p(x_n | k) (B, K); x_n - m_k with missing entries at their expectation (B, K, D)."""
         means, covariances = theta.means, theta.covariances
         components, features = means.shape
         if not self.model.matrices:  # features are independent given k: what is missing simply drops out
@@ -56,21 +59,21 @@ class GMMExact(Exact):
             if not batch.complete:
                 seen = batch.observed.unsqueeze(1)
                 terms, residual = torch.where(seen, terms, 0.0), torch.where(seen, residual, 0.0)
-            return -0.5 * terms.sum(-1), residual, None
-        return component_densities(batch, means, covariances.expand(components, features, features))
+            return -0.5 * terms.sum(-1), residual
+        return component_densities(batch, means, covariances.expand(components, features, features))[:2]
 
     def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
         """Responsibility-weighted moments of x_n - m_k: "rows" (K,), "count" (K, D) for diagonal covariances, "sum" (K, D), "scatter"."""
-        density, residual, conditional = self._density(theta, batch)
+        if self.model.matrices:
+            means = theta.means
+            return mixture_moments(batch, theta.weights.log(), means, theta.covariances.expand(*means.shape, means.shape[-1]))
+        density, residual = self._density(theta, batch)
         joint = density + theta.weights.log()
         log_marginal = joint.logsumexp(-1, keepdim=True)
         r = (joint - log_marginal).exp()
-        found = {"log_likelihood": log_marginal.sum(), "rows": r.sum(0)}
-        if self.model.matrices:
-            total, scatter = expected_moments(batch, r, residual, conditional)
-            return found | {"sum": total, "scatter": scatter}
         weighted, count = r.unsqueeze(-1) * residual, r.mT @ batch.observed.to(r.dtype)
-        return found | {"count": count, "sum": weighted.sum(0), "scatter": (weighted * residual).sum(0)}
+        found = {"count": count, "sum": weighted.sum(0), "scatter": (weighted * residual).sum(0)}
+        return {"log_likelihood": log_marginal.sum(), "rows": r.sum(0), **found}
 
     def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
         rows, scatter = statistics["rows"], statistics["scatter"]

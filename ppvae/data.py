@@ -1,7 +1,7 @@
 """Data and Batch: rows of features, validated once; NaN means missing from here on."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -38,6 +38,16 @@ class Batch:
     def patterns(self) -> Patterns:
         """The rows grouped by their missing entries; worked out once for a batch."""
         return Patterns.of(self.observed)
+
+    def chunks(self, rows: int) -> Iterator["Batch"]:
+        """Consecutive parts of at most `rows` rows; itself where it is no larger."""
+        if self.size <= rows:
+            yield self
+            return
+        for start in range(0, self.size, rows):
+            part = slice(start, start + rows)
+            context = None if self.context is None else self.context[part]
+            yield replace(self, x=self.x[part], observed=self.observed[part], index=self.index[part], context=context)
 
     @property
     def size(self) -> int:

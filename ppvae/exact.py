@@ -139,6 +139,10 @@ class Exact:
         """How many rows of these data one pass may take; fewer where each row needs matrices of its own."""
         return CHUNK
 
+    def batches(self, data: Data) -> list[Batch]:
+        """What an E-step goes through: the rows once each, in any order, for their statistics add up."""
+        return list(data.chunks(self.chunk_rows(data)))
+
     def posterior(self, theta: Parameters, batch: Batch) -> Posterior:
         """p(latents | x, theta) of each row of the batch."""
         raise NotImplementedError(f"{self.model.name} gives no posterior")

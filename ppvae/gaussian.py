@@ -4,12 +4,15 @@ Shapes: B rows, D features, L latents, K components. `observed` is None when eve
 """
 
 import math
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ppvae.data import Batch, Data
 from ppvae.exact import CHUNK
+from ppvae.patterns import Patterns
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -161,6 +164,14 @@ def pattern_rows(data: Data, components: int) -> int:
     return CHUNK if data.complete else max(64, min(CHUNK, 2**22 // (components * data.n_features**2)))
 
 
+def pattern_batches(data: Data, components: int) -> list[Batch]:
+    """Batches for `mixture_moments`: all complete rows at once, for it cuts them itself; with holes, rows of one pattern side by side."""
+    if data.complete:
+        return [data.batch()]
+    by_pattern = Patterns.of(data.observed).of_row.argsort(stable=True)
+    return list(data.take(by_pattern).chunks(pattern_rows(data, components)))
+
+
 def component_densities(batch: Batch, means: Tensor, covariances: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """What Gaussians N(m_k, C_k) say of each row's observed entries: means (K, D), covariances (K, D, D).
 
@@ -195,3 +206,69 @@ def expected_moments(batch: Batch, weights: Tensor, residual: Tensor, conditiona
     if conditional is not None:
         scatter = scatter + torch.einsum("pk,pkde->kde", batch.patterns.sum_rows(weights), conditional)
     return weighted.sum(0), scatter
+
+
+@torch.no_grad()
+def mixture_moments(batch: Batch, log_weights: Tensor, means: Tensor, covariances: Tensor) -> dict[str, Tensor]:
+    """The E-step of a mixture of N(m_k, C_k): log_weights (K,), means (K, D), covariances (K, D, D). Keeps no gradient.
+
+    Returns "log_likelihood" (), and the responsibility-weighted "rows" (K,), "sum" (K, D) and "scatter" (K, D, D) of x - m_k.
+    """
+    if batch.complete:
+        trils, centre = torch.linalg.cholesky(covariances), means.mean(0)
+        away = torch.linalg.solve_triangular(trils, (means - centre).unsqueeze(-1), upper=False).square().sum((-2, -1)).max()
+        if away < torch.finfo(means.dtype).eps ** -0.5:  # half of the digits are left when moments around the centre move to the means
+            return _moments_around(centre, batch.x, log_weights, means, trils)
+    parts = [_moments_by_row(part, log_weights, means, covariances) for part in batch.chunks(CHUNK)]
+    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+
+
+def _moments_by_row(batch: Batch, log_weights: Tensor, means: Tensor, covariances: Tensor) -> dict[str, Tensor]:
+    """`mixture_moments` for any pattern of missing entries and any means, through x - m_k of every row and component (B, K, D)."""
+    density, residual, conditional = component_densities(batch, means, covariances)
+    joint = density + log_weights
+    log_marginal = joint.logsumexp(-1, keepdim=True)
+    r = (joint - log_marginal).exp()
+    total, scatter = expected_moments(batch, r, residual, conditional)
+    return {"log_likelihood": log_marginal.sum(), "rows": r.sum(0), "sum": total, "scatter": scatter}
+
+
+SCRATCH = 2**19  # numbers: what is written and read again at once stays in cache
+
+
+def _moments_around(centre: Tensor, x: Tensor, log_weights: Tensor, means: Tensor, trils: Tensor) -> dict[str, Tensor]:
+    """`mixture_moments` of complete rows (B, D): nearly all of the work is in two matrix products, one that whitens the rows by every
+    component and one of the weighted rows with the rows.
+
+    Both have a triangle for a result or a factor, which is cut into bands: at band i only the first i + 1 of them meet. Rows run along the
+    last axis, and sums over them are kept in float64.
+    """
+    components, features = means.shape
+    roots = inverse_tril(trils)
+    shifts = (roots @ (means - centre).unsqueeze(-1)).squeeze(-1)
+    constants = log_weights - trils.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * features * LOG_2PI
+    n_bands = min(4, 1 + features // 4)
+    edges = [features * i // n_bands for i in range(n_bands + 1)]
+    bands = [(a, b, roots[:, a:b, :b].flatten(0, 1), shifts[:, a:b].reshape(-1, 1)) for a, b in pairwise(edges)]
+    sums = partial(torch.zeros, dtype=torch.float64, device=x.device)
+    total, rows, first, second = sums(()), sums(components), sums(components, features), sums(components, features, features)
+    width = components * -(-features // n_bands)
+    piece = max(1024, min(2**14, SCRATCH // width))
+    scratch = x.new_empty(width * min(piece, len(x)))
+    for part in x.split(piece):
+        xt = (part - centre).mT.contiguous()
+        joint = constants.unsqueeze(-1)
+        for a, b, root, shift in bands:
+            white = torch.addmm(shift, root, xt[:b], beta=-1, out=scratch[: len(root) * len(part)].view(len(root), -1))
+            joint = torch.add(joint, white.square_().unflatten(0, (components, b - a)).sum(1), alpha=-0.5)
+        log_marginal = joint.logsumexp(0)
+        r = (joint - log_marginal).exp_()
+        total += log_marginal.sum()
+        rows += r.sum(1)
+        first += r @ xt.mT
+        for a, b, root, _ in bands:
+            weighted = scratch[: len(root) * len(part)].view(components, b - a, -1)
+            torch.mul(r.unsqueeze(1), xt[a:b], out=weighted)
+            second[:, a:b, :b] += (weighted.flatten(0, 1) @ xt[:b].mT).unflatten(0, (components, b - a))
+    second = second.tril() + second.tril(-1).mT
+    return {"log_likelihood": total, "rows": rows, **shifted_moments(rows.unsqueeze(-1), first, second, centre - means)}

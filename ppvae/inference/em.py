@@ -43,7 +43,7 @@ class EM(Method):
 
     def refusal(self, model: Model, data: Data) -> str | None:
         if model.closed_forms is None or not model.closed_forms.has("statistics", "maximize"):
-            return f"{model.name} gives no closed-form E- and M-step, so exact EM does not apply: use SVI"
+            return f"{model.name} gives no closed-form E- and M-step, so exact EM does not apply"
         return None
 
     def run(self, task: Task) -> Outcome:
@@ -74,7 +74,7 @@ class Climb:
         self.task, self.method = task, method
         assert task.model.closed_forms is not None
         self.exact: Exact = task.model.closed_forms
-        self.chunks: list[Batch] = list(task.data.chunks(self.exact.chunk_rows(task.data)))
+        self.batches: list[Batch] = self.exact.batches(task.data)
         self.free = [p for p in task.theta.parameters() if p.requires_grad]
         self.began, self.steps = time.perf_counter(), 0
         self.history: list[dict[str, float]] = []
@@ -93,7 +93,7 @@ class Climb:
     def e_step(self, vector: Tensor) -> tuple[float, Statistics]:
         """Log-likelihood per row at `vector`, and the statistics there."""
         self.move(vector)
-        statistics = sum_statistics(self.exact, self.task.theta, self.chunks)
+        statistics = sum_statistics(self.exact, self.task.theta, self.batches)
         self.steps += 1
         return float(statistics["log_likelihood"]) / self.task.data.n_rows, statistics
 
@@ -141,10 +141,10 @@ class Climb:
         self.task.progress(self.steps, self.method.max_steps, f"{value:.6f} nats per row")
 
 
-def sum_statistics(exact: Exact, theta: Parameters, chunks: list[Batch]) -> Statistics:
-    """Statistics of all chunks: they are additive over rows."""
+def sum_statistics(exact: Exact, theta: Parameters, batches: list[Batch]) -> Statistics:
+    """Statistics of all batches: they are additive over rows."""
     total: Statistics = {}
-    for batch in chunks:
+    for batch in batches:
         for name, value in exact.statistics(theta, batch).items():
             total[name] = total[name] + value if name in total else value
     return total
