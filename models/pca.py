@@ -59,7 +59,7 @@ class PCAExact(LinearGaussianExact):
         return {"loadings": canonical(values["loadings"] @ spread), "mean": values["mean"] + values["loadings"] @ centre}
 
     def cannot_solve(self, data: Data) -> str | None:
-        return None if data.complete else "pca has a closed form for complete data only: use EM where entries are missing"
+        return None if data.complete else "pca has a closed form for complete data only"
 
     def solve(self, data: Data) -> dict[str, Tensor]:
         """The L leading right singular vectors of the centred table, stretched to the variance along them."""

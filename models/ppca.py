@@ -36,7 +36,7 @@ class PPCAExact(LinearGaussianExact):
         return {"noise_variance": (left.sum() / count.sum()).clamp(min=NOISE_FLOOR * theta.unit_noise_variance)}
 
     def cannot_solve(self, data: Data) -> str | None:
-        return None if data.complete else "PPCA has a closed form for complete data only: use EM where entries are missing"
+        return None if data.complete else "ppca has a closed form for complete data only"
 
     def solve(self, data: Data) -> dict[str, Tensor]:
         """The L leading eigenvectors of the covariance, stretched; the noise is the mean of the eigenvalues left out."""

@@ -18,7 +18,7 @@ from ppvae.data import Data, as_data
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
-from ppvae.inference.fit import precision, prepare, run, start
+from ppvae.inference.fit import precision, prepare, refuse, run, start
 from ppvae.inference.method import Method, Progress
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
@@ -222,9 +222,7 @@ def _methods(model: Model, data: Data, methods: str | Sequence[Method] | None) -
     if not methods:
         raise ValueError("compare needs at least one method")
     for method in methods:
-        reason = method.refusal(model, data)
-        if reason:
-            raise ValueError(reason)
+        refuse(method, model, data)
     return list(methods)
 
 

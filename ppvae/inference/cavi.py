@@ -34,7 +34,7 @@ class CAVI(Method):
 
     def refusal(self, model: Model, data: Data) -> str | None:
         if model.closed_forms is None or not model.closed_forms.has("mean_field"):
-            return f"{model.name} gives no mean-field bound over parameters with priors, so CAVI does not apply: use SVI"
+            return f"{model.name} gives no mean-field bound over parameters with priors, so CAVI does not apply"
         return None
 
     def run(self, task: Task) -> Outcome:

@@ -16,7 +16,7 @@ class ClosedForm(Method):
 
     def refusal(self, model: Model, data: Data) -> str | None:
         if model.closed_forms is None or not model.closed_forms.has("solve"):
-            return f"{model.name} has no closed-form maximum likelihood: use EM or SVI"
+            return f"{model.name} has no closed-form maximum likelihood"
         return model.closed_forms.cannot_solve(data)
 
     def run(self, task: Task) -> Outcome:

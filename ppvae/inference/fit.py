@@ -132,6 +132,19 @@ def best_method(model: Model, data: Data) -> Method:
     return next(m for m in (ClosedForm(), EM(), CAVI(), SVI()) if m.refusal(model, data) is None)
 
 
+def refuse(method: Method, model: Model, data: Data) -> None:
+    """Raise ValueError where the method cannot fit this model to these data; where no settings could help, name the methods that can."""
+    reason = method.refusal(model, data)
+    if reason is None:
+        return
+    if type(method)().refusal(model, data) is None:
+        raise ValueError(reason)
+    from ppvae.registry import methods
+
+    able = [entry.class_name for entry in methods().values() if entry.load()().refusal(model, data) is None]
+    raise ValueError(f"{reason}: use {', '.join(able[:-1])}{' or ' if len(able) > 1 else ''}{able[-1]}")
+
+
 def start(model: Model, data: Data, seed: int, init: Mapping[str, Any] | None = None) -> Parameters:
     """The start that every method of a seed shares."""
     with seeded(seed) as generator:
@@ -156,9 +169,7 @@ def run(
     progress: Progress | None = None,
 ) -> Fit:
     """One method from one start; `theta` is copied."""
-    reason = method.refusal(model, data)
-    if reason:
-        raise ValueError(reason)
+    refuse(method, model, data)
     theta = copy.deepcopy(theta).to(data.dtype)
     check_story(model, theta, data)
     began = time.perf_counter()

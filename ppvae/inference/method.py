@@ -67,7 +67,7 @@ class Method:
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def refusal(self, model: Model, data: Data) -> str | None:
-        """Why this method cannot fit this model to these data, in a sentence; None if it can."""
+        """Why this method cannot fit this model to these data; None if it can. `fit` adds what can, unless other settings would help."""
         return None
 
     def entries(self, data: Data) -> int:

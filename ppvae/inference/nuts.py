@@ -58,15 +58,12 @@ class NUTS(Method):
         theta = start(model, sketch, 0)
         networks = tuple(name for name, _ in theta.named_children())
         if theta.trainable or networks:
-            return (
-                f"NUTS draws only what has a prior, but {model.name} learns {few([*theta.trainable, *networks])} as parameters: "
-                "use EM or SVI, or sample them in the story"
-            )
+            return f"NUTS draws only what has a prior, but {model.name} learns {few([*theta.trainable, *networks])} as parameters"
         sites = latent_sites(partial(model.model, theta), sketch.head())
         rows = [n for n, s in sites.items() if s["cond_indep_stack"] and not s["fn"].has_enumerate_support]
         if rows or all(s["cond_indep_stack"] for s in sites.values()):
             what = f"{few(rows)} is continuous and each row's own" if rows else "all rows share no latent"
-            return f"NUTS draws what all rows share and sums out discrete sites of the rows; in {model.name} {what}: use SVI"
+            return f"NUTS draws what all rows share and sums out discrete sites of the rows; in {model.name} {what}"
         return None
 
     def run(self, task: Task) -> Outcome:

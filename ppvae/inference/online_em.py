@@ -58,9 +58,9 @@ class OnlineEM(Method):
     def refusal(self, model: Model, data: Data) -> str | None:
         exact = model.closed_forms
         if exact is None or not exact.has("statistics", "maximize"):
-            return f"{model.name} gives no closed-form E- and M-step, so online EM does not apply: use SVI, which takes minibatches too"
+            return f"{model.name} gives no closed-form E- and M-step, so online EM does not apply"
         if not exact.has("recentred"):
-            return f"{model.name} does not say how its statistics move with theta (Exact.recentred), so online EM does not apply: use EM"
+            return f"{model.name} does not say how its statistics move with theta (Exact.recentred), so online EM does not apply"
         if self.batch_size is not None and self.batch_size > data.n_rows:
             return f"batch_size={self.batch_size} is larger than the data, {data.n_rows} rows: choose a smaller batch"
         return None
