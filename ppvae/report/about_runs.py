@@ -38,7 +38,9 @@ PARTS = ("parameters", "approximation", "amortization", "total")
 def sections(comparison: Comparison) -> Iterator[Section]:
     """What came out, convergence, and the split of the gaps."""
     table = runs.scores(comparison)
-    yield Section("findings", "What came out", [Points(words.findings(comparison)), _every_run(table), _statuses(table), *_over_seeds(table)])
+    yield Section(
+        "findings", "What came out", [Points(words.findings(comparison)), _every_run(table), _statuses(table), *_over_seeds(table)]
+    )
     yield Section("convergence", "Convergence", [_convergence(comparison)])
     yield Section("gaps", "Where the loss comes from", list(_lost(comparison)))
 
