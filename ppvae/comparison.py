@@ -18,7 +18,7 @@ from ppvae.data import Data, as_data
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
-from ppvae.inference.fit import precision, prepare, refuse, run, start
+from ppvae.inference.fit import check_story, precision, prepare, refuse, run, start
 from ppvae.inference.method import Method, Progress
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
@@ -198,6 +198,7 @@ def compare(
     train = prepare(model, train, device)
     hidden, train = (None, train) if holdout_entries == 0 else (train, train.with_holes(holdout_entries))
     starts = {seed: start(model, train, seed, init) for seed in range(seeds)}
+    check_story(model, starts[0], train)
     train = train.to(dtype or precision(starts[0]))
     held = None if held is None else held.to(train.dtype, train.device)
     hidden = None if hidden is None else hidden.to(train.dtype)

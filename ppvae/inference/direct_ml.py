@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ppvae.data import Batch, Data
 from ppvae.exact import Exact, ExactGuide
-from ppvae.inference.draws import Prior, row_latents, trained_guide
+from ppvae.inference.draws import Prior, nothing_free, sketched, trained_guide, undrawable
 from ppvae.inference.lbfgs import ascend
 from ppvae.inference.method import Method, Outcome, Task, floor_warning, seeded
 from ppvae.inference.objectives import importance_rows
@@ -30,6 +30,7 @@ from ppvae.inference.svi import SVI, Training
 from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.program.derive import exact_forms
+from ppvae.program.joint import latent_sites
 from ppvae.scores import by_draws, exact_log_marginal, sampled_evidence
 
 ESTIMATORS = ("auto", "exact", "naive")
@@ -70,19 +71,26 @@ class DirectML(Method):
         return SVI(steps=self.steps, objective="iwae", particles=self.draws, batch_size=self.batch_size, learning_rate=self.learning_rate)
 
     def refusal(self, model: Model, data: Data) -> str | None:
-        return self.adam().refusal(model, data)
-
-    def run(self, task: Task) -> Outcome:
-        if not any(p.requires_grad for p in task.theta.parameters()):
-            raise ValueError(f"{task.model.name} has no free parameters: there is nothing to fit")
-        exact = exact_forms(task.model, task.theta, task.data.head())
-        if self.estimator == "naive" or (self.estimator == "auto" and exact is None):
-            return self.run_naive(task, exact)
-        if exact is None:
-            raise ValueError(
-                f"{task.model.name}: its marginal likelihood has no closed form that is given or follows from its story: use SVI, or "
+        theta, batch = sketched(model, data)
+        exact = exact_forms(model, theta, batch)
+        if exact is not None and self.estimator != "naive":
+            return nothing_free(model, data)
+        latents = latent_sites(partial(model.model, theta), batch).values()
+        summed = all(site["infer"].get("enumerate") == "parallel" for site in latents)
+        if exact is not None and summed:
+            return f"{model.name} has no latents, or its story sums them out, which leaves nothing to draw: use estimator='exact'"
+        reason = undrawable(model, data) or nothing_free(model, data)
+        if reason is None and self.estimator == "exact":
+            return (
+                f"{model.name}: its marginal likelihood has no closed form that is given or follows from its story: use SVI, or "
                 "estimator='naive' to see why"
             )
+        return reason or self.adam().refusal(model, data)
+
+    def run(self, task: Task) -> Outcome:
+        exact = exact_forms(task.model, task.theta, task.data.head())
+        if exact is None or self.estimator == "naive":
+            return self.run_naive(task, exact)
         return self.run_exact(task, exact)
 
     @pyro.validation_enabled(False)
@@ -113,9 +121,6 @@ class DirectML(Method):
         return Outcome(ExactGuide(exact, theta), said, converged and warning is None, max(0, len(history) - 1), "L-BFGS", history)
 
     def run_naive(self, task: Task, exact: Exact | None) -> Outcome:
-        sites = row_latents(task)
-        if all(site["infer"].get("enumerate") == "parallel" for site in sites.values()):
-            raise ValueError(f"{task.model.name}: the story sums its latents out, which leaves nothing to draw: use estimator='exact'")
         prior = Prior(task)
         training = Training(self.adam(), task, task.data, None, prior)
         training.loop()

@@ -9,30 +9,46 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppvae.data import Batch
+from ppvae.data import Batch, Data
 from ppvae.exact import Exact
+from ppvae.inference.fit import start
 from ppvae.inference.method import Task
 from ppvae.inference.svi import SVI
+from ppvae.messages import few
+from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.joint import Site, is_row_site, latent_sites, paired_traces, random_sites, sum_out, total, unenumerated
+from ppvae.program.joint import is_row_site, latent_sites, paired_traces, random_sites, sum_out, total, unenumerated
 from ppvae.program.read import without_prior
 from ppvae.scores import AT_ONCE
 
 GUIDE_STEPS = 1000  # of SVI, for a guide to a theta that stands still
 
 
-def row_latents(task: Task) -> dict[str, Site]:
-    """The story's latent sites by name. Raises ValueError where it has none, shares some between rows, or has no prior over them."""
-    program, batch, name = partial(task.model.model, task.theta), task.data.head(), task.model.name
+def sketched(model: Model, data: Data) -> tuple[Parameters, Batch]:
+    """Theta and a few rows of such data, to ask what a story has before anything is fitted."""
+    sketch = data.summary().sketch()
+    return start(model, sketch, 0), sketch.head()
+
+
+def nothing_free(model: Model, data: Data) -> str | None:
+    """Why there is no theta to move, in a sentence; None if there is."""
+    theta, _ = sketched(model, data)
+    return None if any(p.requires_grad for p in theta.parameters()) else f"{model.name} has no free parameters for this method to move"
+
+
+def undrawable(model: Model, data: Data) -> str | None:
+    """Why each row's latents cannot be drawn from a posterior, in a sentence; None if they can."""
+    theta, batch = sketched(model, data)
+    program = partial(model.model, theta)
     sites = latent_sites(program, batch)
+    shared = [name for name in sites if not is_row_site(sites[name])]
     if not sites:
-        raise ValueError(f"{name} has no latents to draw: use ClosedForm, EM or DirectML")
-    shared = [site for site in sites if not is_row_site(sites[site])]
+        return f"{model.name} has no latents to draw"
     if shared:
-        raise ValueError(f"{name}: the rows share {shared[0]!r}, and this method draws only what each row has of its own: use SVI")
+        return f"the rows of {model.name} share {shared[0]!r}, and this method draws only what each row has of its own"
     if without_prior(program, batch):
-        raise ValueError(f"{name} has no prior over {without_prior(program, batch)[0]!r}, so its rows have no likelihood: use SVI")
-    return sites
+        return f"{model.name} has no prior over {few(without_prior(program, batch))}, so its rows have no likelihood"
+    return None
 
 
 class Prior(nn.Module):
@@ -42,7 +58,7 @@ class Prior(nn.Module):
 
     def __init__(self, task: Task) -> None:
         super().__init__()
-        self.story, self.latents = task.model.model, set(row_latents(task))
+        self.story, self.latents = task.model.model, set(latent_sites(partial(task.model.model, task.theta), task.data.head()))
         self.__dict__["theta"] = task.theta  # not a submodule
 
     def forward(self, batch: Batch) -> None:
@@ -73,7 +89,8 @@ def exact_posterior(task: Task, exact: Exact | None) -> Exact | None:
     """`exact` where its posterior draws all of the story's latents as the story does, else None."""
     if exact is None:
         return None
-    posterior, sites = exact.posterior(task.theta, task.data.head()), row_latents(task)
+    batch = task.data.head()
+    posterior, sites = exact.posterior(task.theta, batch), latent_sites(partial(task.model.model, task.theta), batch)
     drawn = {posterior.component, posterior.latent} - {None}
     return exact if drawn == set(sites) and (posterior.latent is None or sites[posterior.latent]["fn"].event_dim == 1) else None
 

@@ -169,9 +169,9 @@ def run(
     progress: Progress | None = None,
 ) -> Fit:
     """One method from one start; `theta` is copied."""
-    refuse(method, model, data)
     theta = copy.deepcopy(theta).to(data.dtype)
     check_story(model, theta, data)
+    refuse(method, model, data)  # which may run the story
     began = time.perf_counter()
     with seeded(seed, data.device), threads_for(method.entries(data)):
         outcome = method.run(Task(model, data, theta, copy.deepcopy(guide), seed, progress or (lambda done, total, note: None)))

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from ppvae.data import Data
 from ppvae.exact import ExactGuide
-from ppvae.inference.draws import Drawn, exact_posterior, posterior_draws, row_latents, trained_guide
+from ppvae.inference.draws import Drawn, exact_posterior, nothing_free, posterior_draws, trained_guide, undrawable
 from ppvae.inference.lbfgs import ascend
 from ppvae.inference.method import Method, Outcome, Task, floor_warning
+from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.joint import log_joint
@@ -63,13 +64,13 @@ class MonteCarloEM(Method):
         if not self.growth >= 1 or self.max_draws < self.draws:
             raise ValueError(f"MonteCarloEM needs growth >= 1 and max_draws >= draws, not {self.growth} and {self.max_draws}")
 
+    def refusal(self, model: Model, data: Data) -> str | None:
+        return undrawable(model, data) or nothing_free(model, data)
+
     def entries(self, data: Data) -> int:
         return data.x.numel() * self.draws
 
     def run(self, task: Task) -> Outcome:
-        row_latents(task)
-        if not any(p.requires_grad for p in task.theta.parameters()):
-            raise ValueError(f"{task.model.name} has no free parameters: there is nothing for an M-step to move")
         climb = NoisyClimb(task, self)
         with pyro.validation_enabled(False):
             status, converged = climb.run()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ppvae import guides
 from ppvae.data import Data
+from ppvae.inference.draws import nothing_free
 from ppvae.inference.method import Method, Outcome, Task, floor_warning, seeded
 from ppvae.inference.svi import SVI, Training
 from ppvae.model import Model
@@ -66,7 +67,7 @@ class VariationalEM(Method):
         return self.steps_of(self.e_steps).entries(data)
 
     def refusal(self, model: Model, data: Data) -> str | None:
-        return self.steps_of(self.e_steps).refusal(model, data)
+        return nothing_free(model, data) or self.steps_of(self.e_steps).refusal(model, data)
 
     def run(self, task: Task) -> Outcome:
         guide = guides.build(task.model, task.theta, task.data, task.guide)
@@ -85,8 +86,6 @@ class Turns(Training):
 
     def __init__(self, method: VariationalEM, task: Task, guide: nn.Module) -> None:
         free = [[p for p in module.parameters() if p.requires_grad] for module in (guide, task.theta)]
-        if not free[1]:
-            raise ValueError(f"{task.model.name} has no free parameters: there is nothing for an M-step to move")
         self.guide, self.e_steps = guide, method.e_steps if free[0] else 0
         self.round, self.every = self.e_steps + method.m_steps, math.ceil(method.rounds / ROUNDS_LOGGED)
         super().__init__(method.steps_of(self.e_steps), task, task.data, None, guide)
