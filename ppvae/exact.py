@@ -1,13 +1,15 @@
 """Closed forms: what a model may give where the mathematics allows it, and the exact posterior as an object."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
+from ppvae.bijections import carried
 from ppvae.data import Batch, Data
 from ppvae.parameters import Parameters
 
@@ -24,6 +26,7 @@ class Posterior:
 
     log_weights: (N, K).  loc: (N, K, L).  scale_tril: (N or 1, K, L, L), the Cholesky factors of C_k.
     component, latent: the story's names for k and z; None for a part that the story does not have (K = 1 or L = 0).
+    shape: of the story's z where that is not (L,), such as () for a number; of L entries.
     """
 
     log_weights: Tensor
@@ -31,6 +34,7 @@ class Posterior:
     scale_tril: Tensor
     component: str | None = None
     latent: str | None = None
+    shape: torch.Size | None = None
 
     @classmethod
     def gaussian(cls, loc: Tensor, scale_tril: Tensor, latent: str = "z") -> "Posterior":
@@ -58,7 +62,16 @@ class Posterior:
         shared = len(first.scale_tril) == 1 < len(first.loc)
         tril = first.scale_tril if shared else torch.cat([p.scale_tril.expand(*p.loc.shape, -1) for p in parts])
         weights, loc = torch.cat([p.log_weights for p in parts]), torch.cat([p.loc for p in parts])
-        return cls(weights, loc, tril, first.component, first.latent)
+        return cls(weights, loc, tril, first.component, first.latent, first.shape)
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """The shape of z in the story."""
+        return self.loc.shape[-1:] if self.shape is None else self.shape
+
+    def shaped(self, z: Tensor) -> Tensor:
+        """Values (..., L) as the story has them, (..., *event_shape)."""
+        return z.reshape(*z.shape[:-1], *self.event_shape)
 
     @property
     def mean(self) -> Tensor:
@@ -79,13 +92,14 @@ class Posterior:
             return self
         if self.latent is None:
             return Posterior(self.log_weights.new_zeros(len(self.loc), 1), self.loc[:, :1], self.scale_tril[:, :1])
-        return Posterior(self.log_weights, self.loc, self.scale_tril, latent=self.latent) if self.loc.shape[1] == 1 else None
+        return replace(self, component=None) if self.loc.shape[1] == 1 else None
 
     def log_prob(self, latents: dict[str, Tensor]) -> Tensor:
         """(..., N): log p(k, z | x) at latents (..., N) and (..., N, L); a part left out is summed or integrated out."""
         total = self.log_weights
         if self.latent in latents:
-            z = latents[self.latent].unsqueeze(-2)
+            z = latents[self.latent]
+            z = z.reshape(*z.shape[: z.ndim - len(self.event_shape)], 1, -1)
             total = total + dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril, validate_args=False).log_prob(z)
         if self.component in latents:
             k = latents[self.component]
@@ -101,7 +115,7 @@ class Posterior:
             noise = torch.randn(n, rows, size, 1, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
             row = torch.arange(rows, device=k.device)
             tril = self.scale_tril.expand(rows, parts, size, size)[row, k]
-            draws[self.latent] = self.loc[row, k] + (tril @ noise).squeeze(-1)
+            draws[self.latent] = self.shaped(self.loc[row, k] + (tril @ noise).squeeze(-1))
         return draws
 
 
@@ -216,4 +230,5 @@ class ExactGuide(nn.Module):
                     z = dist.MultivariateNormal(posterior.loc[row, k], scale_tril=tril[row, k])
                 else:
                     z = dist.MixtureSameFamily(dist.Categorical(logits=posterior.log_weights), parts)
-                pyro.sample(posterior.latent, z)
+                shape = posterior.event_shape
+                pyro.sample(posterior.latent, carried(z, shape, constraints.independent(constraints.real, len(shape))))

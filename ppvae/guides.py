@@ -147,9 +147,10 @@ class Amortized(nn.Module):
 class PerRow(nn.Module):
     """The same families with free parameters for every row: what the best encoder of the family could say about these rows."""
 
-    def __init__(self, name: str, loc: Tensor, spread: Tensor) -> None:
+    def __init__(self, name: str, loc: Tensor, spread: Tensor, shape: torch.Size | None = None) -> None:
+        """loc (N, L), spread (N, L) or (N, L, L); shape: of the site, (L,) by default."""
         super().__init__()
-        self.site = name
+        self.site, self.shape = name, loc.shape[-1:] if shape is None else shape
         self.loc = nn.Parameter(loc.clone())
         self.full = spread.ndim > loc.ndim
         diagonal = spread.diagonal(dim1=-2, dim2=-1) if self.full else spread
@@ -162,7 +163,7 @@ class PerRow(nn.Module):
         loc, scale = self.loc[batch.index], self.log_scale[batch.index].exp()
         spread = scale if self.below is None else unit_tril(scale, self.below[batch.index])
         with batch.rows:
-            pyro.sample(self.site, gaussian(loc, spread, loc.shape[-1:], constraints.real))
+            pyro.sample(self.site, gaussian(loc, spread, self.shape, constraints.independent(constraints.real, len(self.shape))))
 
 
 Guide = Family | str | nn.Module | Callable[[Batch], object]

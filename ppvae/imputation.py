@@ -17,10 +17,11 @@ from pyro import poutine
 from scipy import stats
 from torch import Tensor
 
+from ppvae.criticism.predictive import posterior_draws
 from ppvae.data import Batch, Data
 from ppvae.distributions import MaskedNormal
 from ppvae.inference.method import seeded
-from ppvae.program.joint import latent_sites, log_joint, log_joint_given_shared, random_sites
+from ppvae.program.joint import in_draws, latent_sites, log_joint, log_joint_given_shared, random_sites
 from ppvae.tables import completed
 
 if TYPE_CHECKING:
@@ -66,12 +67,12 @@ def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
         if draws is not None:
             values = posterior.sample(draws)
             return Latents(values, batch.x.new_full((draws, batch.size), 1 / draws))
-        values = {} if posterior.latent is None else {posterior.latent: posterior.loc.transpose(0, 1)}
+        values = {} if posterior.latent is None else {posterior.latent: posterior.shaped(posterior.loc.transpose(0, 1))}
         if posterior.component is not None:
             parts = torch.arange(posterior.loc.shape[1], device=batch.x.device)
             values[posterior.component] = parts.unsqueeze(1).expand(-1, batch.size)
         return Latents(values, posterior.log_weights.exp().mT)
-    trace = poutine.trace(_repeat(fit.guide, WEIGHTED)).get_trace(batch)
+    trace = poutine.trace(in_draws(fit.guide, WEIGHTED)).get_trace(batch)
     trace.compute_log_prob()
     sites = random_sites(trace)
     values = {name: site["value"] for name, site in sites.items()}
@@ -81,28 +82,25 @@ def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
 
 
 def latents_given_shared(fit: "Fit", batch: Batch, draws: int) -> Latents:
-    """Draws from the guide, {site: (S, B, ...)} and (S, 1, ...) for what all rows share; a site that the story sums out, given those."""
-    sites = random_sites(poutine.trace(_repeat(fit.guide, draws)).get_trace(batch))
+    """Draws from the guide, {site: (S, B, ...)} and (S, 1, ...) for what all rows share; a site that it leaves out, given those."""
+    uniform = batch.x.new_full((draws, batch.size), 1 / draws)
+    sites = random_sites(poutine.trace(in_draws(fit.guide, draws)).get_trace(batch))
     values = {name: site["value"] for name, site in sites.items()}
-    for name in latent_sites(fit.program, batch):
-        if name not in values:
+    left = {name: site for name, site in latent_sites(fit.program, batch).items() if name not in values}
+    if all(site["fn"].has_enumerate_support for site in left.values()):
+        for name in left:
             terms = log_joint_given_shared(fit.program, batch, values, draws)  # (K, S, B)
             values[name] = pyro.distributions.Categorical(logits=terms.movedim(0, -1)).sample()
-    return Latents(values, batch.x.new_full((draws, batch.size), 1 / draws))
-
-
-def _repeat(program: Callable, draws: int) -> Callable:
-    def repeated(batch: Batch) -> object:
-        with pyro.plate("draws", draws, dim=-2):
-            return program(batch)
-
-    return repeated
+        return Latents(values, uniform)
+    each = [posterior_draws(fit.model, fit.theta, fit.guide, batch, 1) for _ in range(draws)]
+    stacked = {name: torch.stack([drawn[name] for drawn in each]) for name in each[0]}
+    return Latents({name: v.unsqueeze(1) if name in fit.shared else v for name, v in stacked.items()}, uniform)
 
 
 def _row_distribution(fit: "Fit", batch: Batch, latents: Latents) -> pyro.distributions.TorchDistribution:
     """The story's distribution of x at these latents, (S, B) in shape."""
     draws = latents.weights.shape[0]
-    story = poutine.condition(_repeat(fit.program, draws), data=latents.values)
+    story = poutine.condition(in_draws(fit.program, draws), data=latents.values)
     return random_sites(poutine.trace(story).get_trace(batch))["x"]["fn"]
 
 

@@ -58,6 +58,7 @@ class Scores(np.ndarray):
         return 0.0 if self.standard_error is None else float(np.sqrt((np.asarray(self.standard_error) ** 2).sum()) / self.size)
 
 
+ENOUGH = 20  # effective draws, below which importance weights say nothing
 AT_ONCE = 100_000  # rows times draws in one run of a story
 SMALL = 500_000  # entries: below this, threads cost more in waiting for one another than they save
 
@@ -112,12 +113,10 @@ def sampled_evidence(program: Program, guide: nn.Module, data: Data, draws: int 
     predictive density, log E_q p(x_n | shared).
     """
     weights = by_draws(lambda batch, s: log_weights(program, guide, batch, s, given_shared=True), data, draws, shared)
+    if shared:
+        return predictive_density(weights)
     value, share = mean_weight(weights)
     spread = (draws * share.square().sum(0) - 1).clamp(min=0).sqrt() / sqrt(draws)
-    if shared:
-        # To first order the mean over rows moves with each draw by the rows' mean share in it.
-        together = float((draws * share.mean(1)).std() / sqrt(draws))
-        return Scores(value, spread, f"posterior predictive, {draws} draws of what all rows share", together)
     improper = without_prior(program, data.head(1))
     how = f"importance sampling, {draws} draws a row"
     if improper:
@@ -125,16 +124,30 @@ def sampled_evidence(program: Program, guide: nn.Module, data: Data, draws: int 
     return Scores(value, spread, how)
 
 
+def predictive_density(rows: Tensor) -> Scores:
+    """(N,): the log of the mean over draws of p(x_n | shared), from its logarithms at draws of what all rows share (S, N)."""
+    draws = len(rows)
+    value, share = mean_weight(rows)
+    spread = (draws * share.square().sum(0) - 1).clamp(min=0).sqrt() / sqrt(draws)
+    # To first order the mean over rows moves with each draw by the rows' mean share in it.
+    together = float((draws * share.mean(1)).std() / sqrt(draws))
+    return Scores(value, spread, f"posterior predictive, {draws} draws of what all rows share", together)
+
+
 def shared_divergence(program: Program, guide: nn.Module, data: Data, draws: int = 1000) -> Scores:
     """KL(q || p) / N of the latents that all rows share, for every row alike: log-evidence by importance sampling, less the ELBO.
 
     Both come from the same draws, so most of their error cancels. A guide that stays in one labelling of K exchangeable components is
-    held against that labelling's share of the posterior.
+    held against that labelling's share of the posterior. NaN where a handful of draws carry all the weight: the guide is then too far
+    from the posterior for its draws to say how far.
     """
     weights = by_draws(lambda batch, s: log_weights(program, guide, batch, s), data, draws, shared=True).sum(1)
     evidence, share = mean_weight(weights)
+    size = float(1 / share.square().sum())
+    how = f"importance sampling, effective sample size {size:.0f} of {draws}"
+    if size < ENOUGH:
+        return Scores(np.full(data.n_rows, np.nan), how=f"unknown: {how} is too small")
     error = float((draws * share - weights).std() / sqrt(draws) / data.n_rows)
-    how = f"importance sampling, effective sample size {float(1 / share.square().sum()):.0f} of {draws}"
     value = (evidence - weights.mean()) / data.n_rows
     return Scores(value.expand(data.n_rows), torch.full_like(data.x[:, 0], error), how, error)
 

@@ -133,11 +133,6 @@ class WithRows(nn.Module):
         super().__init__()
         self.shared, self.rows = shared, rows
 
-    @property
-    def encodes(self) -> bool:
-        """Whether the rows' part has anything to learn."""
-        return any(True for _ in self.rows.parameters())
-
     def forward(self, batch: Batch) -> None:
         self.shared(batch)
         self.rows(batch)

@@ -1,5 +1,9 @@
 """Posterior and its divergence: against torch's formulas, and against Monte Carlo within 4 standard errors."""
 
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, MultivariateNormal, Normal, kl_divergence
@@ -136,3 +140,34 @@ def test_a_diagonal_guide_is_read_as_its_distribution():
     scale = q.scale_tril[:, 0].diagonal(dim1=-2, dim2=-1)
     z = random(0, 150, 2)
     torch.testing.assert_close(q.log_prob({"z": z}), Independent(Normal(q.loc[:, 0], scale), 1).log_prob(z))
+
+
+@dataclass(frozen=True)
+class Shaped(ppvae.Model):
+    """One factor whose latent is a number, or a matrix of which two entries matter."""
+
+    shape: tuple[int, ...] = ()
+
+    def init(self, data, generator):
+        loadings = torch.randn(data.n_features, generator=generator, dtype=torch.float64)
+        return ppvae.Parameters(mean=data.mean, loadings=loadings)
+
+    def model(self, theta, batch):
+        with batch.rows:
+            z = pyro.sample("z", dist.Normal(batch.x.new_zeros(self.shape), 1.0).to_event(len(self.shape)))
+            score = z.flatten(-2)[..., 0] + 2 * z.flatten(-2)[..., 1] if self.shape else z
+            x = dist.Normal(theta.mean + score.unsqueeze(-1) * theta.loadings, 0.5)
+            pyro.sample("x", x.mask(batch.observed).to_event(1), obs=batch.x)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 2)], ids=["number", "matrix"])
+def test_latents_of_any_shape_are_exact(shape):
+    iris = ppvae.load_data("iris")
+    verdicts = ppvae.laws.check(Shaped(shape), iris, only=[1, 2, 5, 7, 8, 9])
+    assert (verdicts.table.verdict == "holds").all(), verdicts.table.to_string()
+    fit = ppvae.fit(Shaped(shape), iris, ppvae.SVI(steps=30))
+    assert fit.log_likelihood(iris).exact
+    assert fit.kl(iris).exact
+    assert fit.posterior(iris).sample(3)["z"].shape == (3, 150, *shape)
+    assert fit.impute(iris.with_holes(0.1), draws=2).shape == (2, 150, 4)
+    assert fit.to_arviz(iris, draws=2)["posterior"]["z"].shape == (1, 2, 150, *shape)

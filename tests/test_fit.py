@@ -225,9 +225,9 @@ def test_the_best_method_is_chosen(iris):
 
 
 def test_methods_that_do_not_apply_are_refused(iris):
-    with pytest.raises(ValueError, match="gmm has no closed-form maximum likelihood: use .*EM.* SVI"):
+    with pytest.raises(ValueError, match=r"gmm has no closed-form maximum likelihood: use .*EM.* SVI"):
         ppvae.fit(GMM(2), iris, ppvae.ClosedForm())
-    with pytest.raises(ValueError, match="closed form for complete data only: use .*EM"):
+    with pytest.raises(ValueError, match=r"closed form for complete data only: use .*EM"):
         ppvae.fit(PPCA(2), ppvae.load_data("airquality"), ppvae.ClosedForm())
 
 

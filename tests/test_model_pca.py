@@ -87,5 +87,5 @@ def test_what_cannot_be_is_refused():
         PCA(0)
     with pytest.raises(ValueError, match="choose fewer latents"):
         ppvae.fit(PCA(4), ppvae.load_data("iris"))
-    with pytest.raises(ValueError, match="use .*EM"):
+    with pytest.raises(ValueError, match=r"use .*EM"):
         ppvae.fit(PCA(2), HOLES, ppvae.ClosedForm())

@@ -95,7 +95,7 @@ def test_what_it_cannot_do_is_refused():
     for settings in ({"epochs": 0}, {"batch_size": 0}, {"forgetting": 0.5}, {"forgetting": 1.2}, {"forgetting": math.nan}):
         with pytest.raises(ValueError, match="OnlineEM"):
             ppvae.OnlineEM(**settings)
-    with pytest.raises(ValueError, match="online EM does not apply: use .*SVI"):
+    with pytest.raises(ValueError, match=r"online EM does not apply: use .*SVI"):
         ppvae.fit(VAE(2, likelihood="gaussian"), iris, ppvae.OnlineEM())
     with pytest.raises(ValueError, match="batch_size=151 is larger than the data, 150 rows"):
         ppvae.fit(PPCA(2), iris, ppvae.OnlineEM(batch_size=151))

@@ -255,3 +255,43 @@ def test_the_sampler_says_what_it_cannot_draw(model, data, sentence):
 def test_the_sampler_refuses_bad_settings(setting):
     with pytest.raises(ValueError, match=f"NUTS.*{next(iter(setting))}"):
         ppvae.NUTS(**setting)
+
+
+@dataclass(frozen=True)
+class Tiers(Mean):
+    """mu ~ N(0, 10^2), z_n ~ N(mu, 1), x_n ~ N(z_n, 1): x_n ~ N(mu, 2), so the posterior of mu is known again."""
+
+    def model(self, theta, batch):
+        mu = pyro.sample("mu", dist.Normal(batch.x.new_zeros(()), 10.0))
+        with batch.rows:
+            z = pyro.sample("z", dist.Normal(mu, batch.x.new_ones(())))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+def test_the_sampler_integrates_the_rows_own_latents_out():
+    fit = ppvae.fit(Tiers(), DATA, ppvae.NUTS(draws=400, warmup=200, chains=2))
+    assert fit.engine.startswith("captured")
+    precision = 1 / 100 + ROWS / 2
+    mean, sd = float(DATA.x.sum()) / 2 / precision, precision**-0.5
+    drawn = fit.shared_chains()["mu"]
+    assert drawn.mean() == pytest.approx(mean, abs=4 * sd / sqrt(160))  # at least 160 effective draws of 800
+    assert drawn.std() == pytest.approx(sd, rel=4 / sqrt(2 * 160))
+    rows = fit.to_arviz(DATA, draws=5)["log_likelihood"]["log_marginal"].values
+    expected = dist.Normal(torch.tensor(drawn)[..., None], sqrt(2)).log_prob(DATA.x[:, 0])
+    assert np.allclose(rows, expected)
+
+
+@dataclass(frozen=True)
+class Curved(Mean):
+    """z_n enters through its square: no formula integrates it out."""
+
+    def model(self, theta, batch):
+        mu = pyro.sample("mu", dist.Normal(batch.x.new_zeros(()), 10.0))
+        with batch.rows:
+            z = pyro.sample("z", dist.Normal(mu, batch.x.new_ones(())))
+            pyro.sample("x", dist.Normal(z.square().unsqueeze(-1), 1.0).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+def test_rows_latents_without_a_formula_are_refused_by_the_sampler():
+    with pytest.raises(ValueError, match=r"z of curved is each row's own and has no formula.*: use .*SVI"):
+        ppvae.fit(Curved(), DATA, ppvae.NUTS())

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ppvae.data import Data
     from ppvae.inference.result import Fit
 
-Groups = dict[str, dict[str, np.ndarray]]
+Arrays = dict[str, np.ndarray]
+Groups = dict[str, Arrays]
 
 
 def to_arviz(groups: Groups, dims: dict[str, list[str]] | None = None, coords: dict[str, Any] | None = None):
@@ -77,12 +78,13 @@ def fit_to_arviz(fit: Fit, data: Data, draws: int = 100, seed: int = 0):
     groups = {group: {name: value[np.newaxis] for name, value in values.items()} for group, values in sampled.items()}
     if fit.shared:
         groups["posterior"] = fit.shared_chains(draws, seed)
-        groups["log_likelihood"] = {"log_marginal": _log_likelihood_given_shared(fit, data, groups["posterior"])}
+        groups["log_likelihood"] = {"log_marginal": _given_shared(fit, data, groups["posterior"])}
     groups |= {"observed_data": {"x": data.numpy()}, "constant_data": fit.params}
     dims = {"x": ["row", "feature"], "log_marginal": ["row"]}
     for name, site in latent_sites(fit.program, data.head()).items():
         if is_row_site(site):
-            dims[name] = ["row", *("latent" if name == "z" else f"{name}_{axis}" for axis in range(drawn[name].ndim - 2))]
+            axes = range(drawn[name].ndim - 2)
+            dims[name] = ["row", *("latent" if name == "z" and len(axes) == 1 else f"{name}_{axis}" for axis in axes)]
     return to_arviz(groups, dims, {"row": rows.cpu().numpy(), "feature": list(data.columns)})
 
 
@@ -97,22 +99,14 @@ def _log_likelihood(fit: Fit, data: Data, draws: int, seed: int) -> np.ndarray:
     return np.asarray(scores) + noise * np.asarray(scores.standard_error)
 
 
-def _log_likelihood_given_shared(fit: Fit, data: Data, chains: dict[str, np.ndarray]) -> np.ndarray:
-    """(C, S, N): log p(x_n | shared) at each draw {site: (C, S, ...)}; discrete sites of the rows are summed out.
-
-    Raises ValueError where the rows have continuous latents besides, which no formula integrates out.
-    """
+def _given_shared(fit: Fit, data: Data, chains: Arrays) -> np.ndarray:
+    """(C, S, N): log p(x_n | shared) at each draw, {site: (C, S, ...)}. Raises ValueError where a row's own latents stay in the way."""
     import torch
 
-    from ppvae.program.joint import latent_sites, log_joint_given_shared
-    from ppvae.scores import AT_ONCE
+    from ppvae.program.given import rows_log_likelihood
 
-    left = [n for n, s in latent_sites(fit.program, data.head()).items() if n not in fit.shared and not s["fn"].has_enumerate_support]
-    if left:
-        raise ValueError(f"{fit.model.name}: {left[0]!r} is continuous and each row's own, so the rows' likelihood has no formula")
-    shape = next(iter(chains.values())).shape[:2]
-    held = {n: torch.as_tensor(v).to(data.x).flatten(0, 1).unsqueeze(1) for n, v in chains.items()}
-    draws = shape[0] * shape[1]
-    with torch.no_grad():
-        found = [log_joint_given_shared(fit.program, batch, held, draws).logsumexp(0) for batch in data.chunks(max(1, AT_ONCE // draws))]
-    return torch.cat(found, -1).unflatten(0, shape).cpu().numpy()
+    drawn = {name: torch.as_tensor(value).to(data.x).flatten(0, 1) for name, value in chains.items()}
+    found = rows_log_likelihood(fit.model, fit.theta, data, drawn)
+    if found is None:
+        raise ValueError(f"{fit.model.name}: given what all rows share, a row's own latents cannot be integrated out of its likelihood")
+    return found.unflatten(0, next(iter(chains.values())).shape[:2]).cpu().numpy()

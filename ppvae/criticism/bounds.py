@@ -79,7 +79,7 @@ def bound(program: Program, q: Posterior, batch: Batch) -> Tensor:
     each = points.shape[1]
     latents = {}
     if q.latent is not None:
-        latents[q.latent] = points.flatten(0, 1)
+        latents[q.latent] = q.shaped(points.flatten(0, 1))
     if q.component is not None:
         latents[q.component] = torch.arange(parts, device=q.loc.device).repeat_interleave(each).unsqueeze(1).expand(-1, rows)
     terms = log_joint(program, batch, latents, parts * each) - q.log_prob(latents)

@@ -23,7 +23,6 @@ from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.program.read import read_guide
 from ppvae.scores import Scores, sampled_elbo, threads_for
-from ppvae.shared import WithRows
 
 ROWS = 512  # where the best of the family is searched for row by row, so many rows stand for all
 REFINEMENT = SVI(steps=600, batch_size=None, learning_rate=0.03, compile=False, particles=4)
@@ -56,7 +55,7 @@ def gaps(fit: Fit, data: Data, best_log_likelihood: float | None, evidence: Scor
     """
     if fit.shared:
         lost = fit.kl(data)
-        parts = (nan, float(lost.mean())) if isinstance(fit.guide, WithRows) and fit.guide.encodes else (float(lost.mean()), 0.0)
+        parts = (nan, float(lost.mean())) if fit.encodes else (float(lost.mean()), 0.0)
         return Gaps(nan, *parts, nan, *(lost.mean_standard_error if part else 0.0 for part in parts))
     parameters = nan if best_log_likelihood is None else best_log_likelihood - float(evidence.mean())
     loss = float(np.mean(np.asarray(evidence) - np.asarray(bound)))
@@ -129,7 +128,7 @@ def refined_elbo(fit: Fit, data: Data) -> tuple[Scores, np.ndarray] | None:
         return None
     tril = q.scale_tril[:, 0]
     spread = tril.diagonal(dim1=-2, dim2=-1) if _is_diagonal(fit, tril) else tril
-    free = PerRow(q.latent, q.loc[:, 0], spread).to(part.x)
+    free = PerRow(q.latent, q.loc[:, 0], spread, q.event_shape).to(part.x)
     theta = copy.deepcopy(fit.theta).requires_grad_(False)
     with seeded(fit.seed, part.device), threads_for(REFINEMENT.entries(part)):
         outcome = REFINEMENT.run(Task(fit.model, part, theta, free, fit.seed))

@@ -24,6 +24,7 @@ from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
+from ppvae.program.given import given
 from ppvae.program.joint import Program, is_row_site, latent_sites, random_sites, sites_of
 
 Draws = dict[str, Tensor]
@@ -91,7 +92,7 @@ def new_rows(model: Model, theta: Parameters, batch: Batch, draws: int, seed: in
 
 def same_rows(model: Model, theta: Parameters, batch: Batch, draws: int, seed: int, guide: nn.Module | None) -> Iterator[Draws]:
     """`posterior_predictive` in blocks of draws."""
-    return _blocks(model, theta, batch, draws, seed, partial(_posterior_draws, model, theta, guide))
+    return _blocks(model, theta, batch, draws, seed, partial(posterior_draws, model, theta, guide))
 
 
 def _blocks(
@@ -124,17 +125,21 @@ def _forwards(model: Model, theta: Parameters, batch: Batch, s: int, latents: Dr
     return drawn
 
 
-def _posterior_draws(model: Model, theta: Parameters, guide: nn.Module | None, batch: Batch, s: int) -> Draws:
+def posterior_draws(model: Model, theta: Parameters, guide: nn.Module | None, batch: Batch, s: int) -> Draws:
     """{site: (s B, ...)}: the story's latents given each row's observed entries."""
     exact, repeated = exact_forms(model, theta, batch), _repeated(batch, s)
     if exact is not None:
         drawn = {name: value.flatten(0, 1) for name, value in exact.posterior(theta, batch).sample(s).items()}
     else:
         drawn = {} if guide is None else _values(guide, repeated)
-    left = {name: site for name, site in latent_sites(partial(model.model, theta), batch).items() if name not in drawn}
+    sites = latent_sites(partial(model.model, theta), batch)
+    left = {name: site for name, site in sites.items() if name not in drawn}
     if not left:
         return drawn
     unguided = [name for name, site in left.items() if not site["fn"].has_enumerate_support]
+    held = {name: value for name, value in drawn.items() if name not in left and not is_row_site(sites[name])}
+    if unguided and held and (rows := given(model, theta, batch, held)) is not None:
+        return drawn | {name: value.flatten(0, 1) for name, value in rows.posterior(theta, batch).sample(s).items()}
     if unguided:
         raise ValueError(f"{model.name}: the story samples {few(unguided)} but no guide does: fit with SVI(), or add it to the guide")
     program = partial(model.model, theta)

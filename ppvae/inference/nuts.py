@@ -1,7 +1,8 @@
 """The No-U-Turn sampler (Hoffman & Gelman 2014), Pyro's, for stories in which everything unknown has a prior.
 
-It draws from the posterior of what all rows share; the rows' discrete latents are summed out. The log joint and its gradient are captured
-once as a graph of tensor operations, as for SVI, instead of running the story at every leapfrog step.
+It draws from the posterior of what all rows share; the rows' own latents are summed out, or integrated out where the story is quadratic
+in them. The log joint and its gradient are captured once as a graph of tensor operations, as for SVI, instead of running the story at
+every leapfrog step.
 """
 
 import time
@@ -24,8 +25,10 @@ from ppvae.inference.svi import COMPILING_PAYS
 from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.program.capture import CaptureError, capture, compiled, no_compiler, operations, tensors_of
-from ppvae.program.joint import latent_sites, log_joint, log_joint_given_shared
-from ppvae.shared import Draws, Place, places
+from ppvae.program.derive import Derived
+from ppvae.program.given import continuous, given, moved
+from ppvae.program.joint import enumerated_trace, log_joint, log_joint_given_shared, shared_total
+from ppvae.shared import Draws, Place, places, shared_sites
 
 LOGGED = 100  # points of the history
 LEAPFROGS = 8  # a usual number of gradients a draw, to judge whether compiling pays
@@ -59,11 +62,14 @@ class NUTS(Method):
         networks = tuple(name for name, _ in theta.named_children())
         if theta.trainable or networks:
             return f"NUTS draws only what has a prior, but {model.name} learns {few([*theta.trainable, *networks])} as parameters"
-        sites = latent_sites(partial(model.model, theta), sketch.head())
-        rows = [n for n, s in sites.items() if s["cond_indep_stack"] and not s["fn"].has_enumerate_support]
-        if rows or all(s["cond_indep_stack"] for s in sites.values()):
-            what = f"{few(rows)} is continuous and each row's own" if rows else "all rows share no latent"
-            return f"NUTS draws what all rows share and sums out discrete sites of the rows; in {model.name} {what}"
+        shared = shared_sites(model, theta, sketch)
+        if not shared:
+            return f"NUTS draws what all rows share, but in {model.name} they share no latent"
+        own = continuous(model, theta, sketch.head(), set(shared))
+        if own and given(model, theta, sketch.head(), {n: site["value"] for n, site in shared.items()}) is None:
+            return (
+                f"NUTS draws what all rows share, but {few(own)} of {model.name} is each row's own and has no formula to integrate it out"
+            )
         return None
 
     def run(self, task: Task) -> Outcome:
@@ -84,6 +90,9 @@ class Posterior:
         self.start = {name: bijection(p.support)(p.start.reshape(p.free_shape)) for name, p in self.sites.items()}
         self.position = nn.ParameterDict({name: p.start.clone() for name, p in self.sites.items()})  # in an order of its own
         self.batch: Batch = task.data.batch()
+        self.rows: Derived | None = None
+        if continuous(task.model, task.theta, self.batch, set(self.sites)):
+            self.rows = given(task.model, task.theta, task.data.head(), self.start)
         self.began = time.perf_counter()
         self.potential, self.engine = self._prepare()
         self.history: list[dict[str, float]] = []
@@ -100,8 +109,21 @@ class Posterior:
 
     def loss(self, batch: Batch, weight: Tensor) -> Tensor:
         """Minus the log joint of the data and the unconstrained values, total nats."""
-        values, jacobian = self.constrained(self.position)
-        return -(log_joint(self.program, batch, values).sum() + jacobian)
+        return self.energy(self.position, batch)
+
+    def energy(self, free: Any, batch: Batch) -> Tensor:
+        """() the same at given unconstrained values."""
+        values, jacobian = self.constrained(free)
+        if self.rows is None:
+            return -(log_joint(self.program, batch, values).sum() + jacobian)
+        prior = shared_total(enumerated_trace(self.program, batch, values, None))
+        return -(self.log_likelihood(values, batch).sum() + prior + jacobian)
+
+    def log_likelihood(self, values: dict[str, Tensor], batch: Batch) -> Tensor:
+        """(B,): log p(x_n | what all rows share)."""
+        if self.rows is None:
+            return log_joint_given_shared(self.program, batch, values).logsumexp(0)
+        return moved(self.rows, values).log_marginal(self.task.theta, batch)
 
     def _prepare(self) -> tuple[Any, str]:
         """The potential energy with its gradient, captured where it can be, and how that runs."""
@@ -117,8 +139,7 @@ class Posterior:
         return partial(Energy.apply, lambda values: graph(values, tensors_of(self.batch), weight)), engine
 
     def _plain(self, *values: Tensor) -> Tensor:
-        found, jacobian = self.constrained(dict(zip(self.position, values, strict=True)))
-        return -(log_joint(self.program, self.batch, found).sum() + jacobian)
+        return self.energy(dict(zip(self.position, values, strict=True)), self.batch)
 
     def chain(self, number: int) -> dict[str, Tensor]:
         """{site: (S, ...)}: the draws of one chain, which begins a few posterior widths from the start."""
@@ -144,7 +165,7 @@ class Posterior:
         total = self.method.chains * (self.method.draws + self.method.warmup)
         if self.done % max(1, total // LOGGED) == 0:
             with torch.no_grad():
-                rows = log_joint_given_shared(self.program, self.batch, self.constrained(free)[0]).logsumexp(0)
+                rows = self.log_likelihood(self.constrained(free)[0], self.batch)
             seconds = time.perf_counter() - self.began
             self.history.append({"step": self.done, "seconds": seconds, "log_likelihood": float(rows.mean())})
             self.task.progress(self.done, total, stage.lower())

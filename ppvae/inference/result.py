@@ -19,9 +19,10 @@ from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
-from ppvae.program.joint import Program, in_draws, latent_sites, log_joint_given_shared, random_sites, sites_of
+from ppvae.program.given import rows_log_likelihood
+from ppvae.program.joint import Program, in_draws, is_row_site, latent_sites, log_joint_given_shared, random_sites, sites_of
 from ppvae.program.read import read_guide
-from ppvae.scores import AT_ONCE, Scores, exact_log_marginal, sampled_elbo, sampled_evidence, shared_divergence
+from ppvae.scores import AT_ONCE, Scores, exact_log_marginal, predictive_density, sampled_elbo, sampled_evidence, shared_divergence
 from ppvae.shared import Draws, shared_sites
 
 
@@ -83,6 +84,11 @@ class Fit:
         """The story's latents that all rows share, by name: their posterior is the guide's."""
         return tuple(shared_sites(self.model, self.theta, self._sketch))
 
+    @cached_property
+    def encodes(self) -> bool:
+        """Whether the guide speaks of single rows."""
+        return any(is_row_site(site) for site in sites_of(self.guide, self._sketch.head()).values())
+
     @property
     def _sketch(self) -> Data:
         return self.trained_on.sketch().to(self.dtype, self.device)
@@ -125,6 +131,11 @@ class Fit:
         data = self.take(data)
         if self.exact is not None:
             return Scores(exact_log_marginal(self.exact, self.theta, data))
+        if self.shared and not self.encodes:
+            drawn = {n: torch.as_tensor(v).to(data.x) for n, v in self.shared_draws(draws, seed).items()}
+            rows = rows_log_likelihood(self.model, self.theta, data, drawn)
+            if rows is not None:
+                return predictive_density(rows)
         with seeded(seed, self.device):
             return sampled_evidence(self.program, self.guide, data, draws, bool(self.shared))
 

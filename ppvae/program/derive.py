@@ -47,10 +47,7 @@ class Derived(Exact):
     def log_joint(self, theta: Parameters, batch: Batch, z: Tensor) -> Tensor:
         """(K, B): log p(x_n, z_kn, k) at z (K, B, L); K = 1 without a discrete site."""
         split = z.split([prod(s) for s in self.latents.values()], -1) if self.latents else ()
-        values = {
-            name: part.unflatten(-1, shape) if len(shape) != 1 else part
-            for (name, shape), part in zip(self.latents.items(), split, strict=True)
-        }
+        values = {name: part.reshape(*part.shape[:-1], *shape) for (name, shape), part in zip(self.latents.items(), split, strict=True)}
         if self.component is None:
             values = {name: value.squeeze(0) for name, value in values.items()}
         story = poutine.condition(partial(self.model.model, theta), data=values)
@@ -86,6 +83,7 @@ class Derived(Exact):
             (torch.linalg.cholesky(covariance) if self.size else covariance).transpose(0, 1),
             component=self.component,
             latent=latent,
+            shape=None if latent is None else self.latents[latent],
         )
 
     def log_marginal(self, theta: Parameters, batch: Batch) -> Tensor:

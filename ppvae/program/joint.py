@@ -77,8 +77,12 @@ def total(trace: poutine.Trace, batch: Batch) -> Tensor:
 
     A site that all rows share is spread evenly over the N rows, so that the sum over all rows is the log joint.
     """
-    shared = [site["log_prob"] / batch.n_total for site in random_sites(trace).values() if not is_row_site(site)]
-    return row_total(trace, batch) + torch.as_tensor(sum(shared))
+    return row_total(trace, batch) + shared_total(trace) / batch.n_total
+
+
+def shared_total(trace: poutine.Trace) -> Tensor:
+    """The sum of the log probabilities of the sites that all rows share."""
+    return torch.as_tensor(sum(site["log_prob"] for site in random_sites(trace).values() if not is_row_site(site)))
 
 
 def row_total(trace: poutine.Trace, batch: Batch) -> Tensor:

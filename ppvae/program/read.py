@@ -1,8 +1,11 @@
 """Reading a guide: what it says of each row, as a Posterior."""
 
+from dataclasses import replace
+
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import ReshapeTransform
 from torch import nn
 
 from ppvae.data import Batch
@@ -22,19 +25,22 @@ def read_guide(guide: nn.Module, batch: Batch) -> Posterior | None:
     if len(sites) > 1:
         return None
     ((name, site),) = sites.items()
-    fn = site["fn"]
     if not is_row_site(site):
         return None
+    fn, shape = site["fn"], site["fn"].event_shape
+    if isinstance(fn, pyro.distributions.TransformedDistribution) and all(isinstance(t, ReshapeTransform) for t in fn.transforms):
+        fn = fn.base_dist
     if isinstance(fn, pyro.distributions.Categorical):
         return Posterior.categorical(fn.logits.log_softmax(-1).expand(batch.size, -1), name)
     if isinstance(fn, pyro.distributions.MultivariateNormal):
-        return Posterior.gaussian(fn.loc.expand(batch.size, -1), fn.scale_tril, name)
+        return replace(Posterior.gaussian(fn.loc.expand(batch.size, -1), fn.scale_tril, name), shape=shape)
     if isinstance(fn, pyro.distributions.Delta) and fn.event_dim == 1:
         loc = fn.v.expand(batch.size, -1)
         return Posterior.gaussian(loc, loc.new_zeros(1, loc.shape[-1], loc.shape[-1]), name)
     base = getattr(fn, "base_dist", None)
     if isinstance(base, pyro.distributions.Normal) and fn.event_dim == 1:
-        return Posterior.gaussian(base.loc.expand(batch.size, -1), torch.diag_embed(base.scale.expand(batch.size, -1)), name)
+        spread = torch.diag_embed(base.scale.expand(batch.size, -1))
+        return replace(Posterior.gaussian(base.loc.expand(batch.size, -1), spread, name), shape=shape)
     return None
 
 
