@@ -276,14 +276,8 @@ class Training:
         last_good = self._state()
         self.log([])
         for step in range(steps):
-            optimizer = self.turn(step)
-            self.step.kl_weight.fill_(self.method.kl_weight(step))
             try:
-                losses.append(self.step.run(self.batches()))
-                if optimizer is not None:
-                    for group in optimizer.param_groups:
-                        group["lr"] = one_cycle(step, steps, self.peak)
-                    optimizer.step()
+                losses.append(self.advance(step))
             except torch.linalg.LinAlgError:
                 losses.append(torch.tensor(math.nan))
             self.done = step + 1
@@ -306,6 +300,17 @@ class Training:
         if self.best_state is not None:
             self._restore(self.best_state)
         self.status = self._final_status()
+
+    def advance(self, step: int) -> Tensor:
+        """One gradient step on the next batch; the loss before it."""
+        optimizer = self.turn(step)
+        self.step.kl_weight.fill_(self.method.kl_weight(step))
+        loss = self.step.run(self.batches())
+        if optimizer is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = one_cycle(step, self.method.steps, self.peak)
+            optimizer.step()
+        return loss
 
     def adam(self, parameters: list[nn.Parameter]) -> torch.optim.Adam | None:
         return torch.optim.Adam(parameters, self.peak, betas=(0.9, 0.99), fused=True) if parameters else None
