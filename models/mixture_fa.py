@@ -41,12 +41,12 @@ class MixtureExact(Exact):
 
     def _latent(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x - m_k (K, B, D); E[z | x, k] (K, B, L); the Cholesky factors of its precision (K, B or 1, L, L); log p(x, k) (K, B)."""
-        loadings, observed = theta.loadings, None if batch.complete else batch.observed
+        loadings, mask = theta.loadings, batch.mask
         noise = theta.noise_variances.reshape(len(loadings), -1).expand(loadings.shape[:2])
         residual = batch.x - theta.means.unsqueeze(1)
-        residual = residual if observed is None else torch.where(observed, residual, 0.0)
-        loc, tril = factor_posterior(residual, loadings, noise, observed)
-        density = factor_log_marginal(residual, loadings, noise, observed, loc, tril)
+        residual = residual if mask is None else torch.where(batch.observed, residual, 0.0)
+        loc, tril = factor_posterior(residual, loadings, noise, mask)
+        density = factor_log_marginal(residual, loadings, noise, mask, loc, tril)
         return residual, loc, tril, density + theta.weights.log().unsqueeze(-1)
 
     def posterior(self, theta: Parameters, batch: Batch) -> Posterior:
@@ -62,7 +62,7 @@ class MixtureExact(Exact):
         residual, loc, tril, joint = self._latent(theta, batch)
         log_marginal = joint.logsumexp(0)
         r = (joint - log_marginal).exp()
-        moments = factor_moments(residual, loc, tril, None if batch.complete else batch.observed, r)
+        moments = factor_moments(residual, loc, tril, batch.mask, r)
         return {"log_likelihood": log_marginal.sum(), "rows": r.sum(1), **moments}
 
     def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:

@@ -49,6 +49,24 @@ class Batch:
             context = None if self.context is None else self.context[part]
             yield replace(self, x=self.x[part], observed=self.observed[part], index=self.index[part], context=context)
 
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(B, D) in x's own type: 1 where observed, 0 elsewhere; None where no entry is missing."""
+        return None if self.complete else self.observed.to(self.x.dtype)
+
+    @cached_property
+    def condensed(self) -> tuple[Tensor, Tensor]:
+        """The mean of complete rows, (D,), and as few rows as there are features, (D, D), whose products r^T r sum to those around it."""
+        mean = self.x.sum(0, dtype=torch.float64) / self.size
+        products = torch.zeros_like(mean.outer(mean))
+        for part in self.x.split(4096):
+            products += (part - mean).mT @ (part - mean)
+        scale = products.diagonal().sqrt()
+        scale = torch.where(scale > 0, scale, 1.0)  # columns count alike, so that small ones keep their digits
+        values, vectors = torch.linalg.eigh(products / scale.outer(scale))
+        root = values.clamp(min=0.0).sqrt().unsqueeze(-1) * vectors.mT * scale
+        return mean.to(self.x), root.to(self.x)
+
     @property
     def size(self) -> int:
         return self.x.shape[0]

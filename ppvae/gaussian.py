@@ -1,6 +1,6 @@
 """Gaussian algebra for batches of rows: linear-Gaussian posteriors and masked densities. No loop over rows or patterns.
 
-Shapes: B rows, D features, L latents, K components. `observed` is None when every entry is.
+Shapes: B rows, D features, L latents, K components. `observed` (B, D) is 1 or True at observed entries, and None when every entry is.
 """
 
 import math
@@ -52,28 +52,32 @@ def factor_log_marginal(residual: Tensor, loadings: Tensor, noise: Tensor, obser
         mask = observed.to(residual.dtype)
         left = left * mask
         constants = (mask @ (noise.log() + LOG_2PI).unsqueeze(-1)).squeeze(-1)
-    return -0.5 * ((left.square() / noise.unsqueeze(-2)).sum(-1) + loc.square().sum(-1) + logdet + constants)
+    squares = (left.square() @ noise.reciprocal().unsqueeze(-1)).squeeze(-1)
+    return -0.5 * (squares + loc.square().sum(-1) + logdet + constants)
 
 
 def factor_moments(
-    residual: Tensor, loc: Tensor, tril: Tensor, observed: Tensor | None, weights: Tensor | None = None
+    residual: Tensor, loc: Tensor, tril: Tensor, observed: Tensor | None, weights: Tensor | None = None, ones: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Expected moments of u = (z, 1) and of the residual r = x - m, over each feature's observed rows, each row `weights` (..., B) times.
+
+    `ones` (B, 1) takes the place of the 1 in u, for rows that stand for others: its squares sum to the number of those.
 
     "uu" (..., D or 1, L+1, L+1): sum of E[u u^T];  "ur" (..., D, L+1): sum of E[u] r;  "rr" (..., D): sum of r^2;  "count" (..., D).
     Complete rows share one "uu" between all features.
     """
     root = inverse_tril(tril)
     within = torch.nn.functional.pad(root.mT @ root, (0, 1, 0, 1))
-    u = torch.cat([loc, torch.ones_like(loc[..., :1])], -1)
+    ones = loc.new_ones(loc.shape[-2], 1) if ones is None else ones
+    u = torch.cat([loc, ones.expand_as(loc[..., :1])], -1)
     counted = u if weights is None else weights.unsqueeze(-1) * u
     if observed is None:
-        rows = u.new_full((1,), u.shape[-2]) if weights is None else weights.sum(-1, keepdim=True)
+        rows = ones.square().sum(-2) if weights is None else weights.sum(-1, keepdim=True)
         uu = (counted.mT @ u).unsqueeze(-3) + rows[..., None, None] * within
         count = rows.expand(*rows.shape[:-1], residual.shape[-1])
     else:
         seen = observed.to(u.dtype).mT if weights is None else observed.mT * weights.unsqueeze(-2)
-        second = u.unsqueeze(-1) * u.unsqueeze(-2) + within
+        second = torch.addcmul(within, u.unsqueeze(-1), u.unsqueeze(-2))
         uu = (seen @ second.flatten(-2)).unflatten(-1, second.shape[-2:])
         count = seen.sum(-1)
     squares = residual.square() if weights is None else weights.unsqueeze(-1) * residual.square()
@@ -185,12 +189,11 @@ def component_densities(batch: Batch, means: Tensor, covariances: Tensor) -> tup
     patterns = batch.patterns
     root, regression, conditional, logdet = conditional_matrices(covariances, patterns.unique)
     centre = means.mean(0)
-    rows = torch.where(batch.observed, batch.x - centre, 0.0)
+    rows = torch.cat([torch.where(batch.observed, batch.x - centre, 0.0), torch.ones_like(batch.x[:, :1])], 1)
     offsets = (means - centre) * patterns.unique.unsqueeze(1)  # (P, K, D)
     both = torch.cat([root, regression], -2)  # (P, K, 2D, D)
-    shift = torch.einsum("pkde,pke->pkd", both, offsets)
-    products = patterns.apply(both.flatten(1, 2).mT, rows).unflatten(-1, (components, 2 * features)) - shift[patterns.of_row]
-    white, residual = products.split(features, -1)
+    affine = torch.cat([both, -both @ offsets.unsqueeze(-1)], -1)  # on (x - centre, 1)
+    white, residual = patterns.apply(affine.flatten(1, 2).mT, rows).unflatten(-1, (components, 2 * features)).split(features, -1)
     seen = patterns.unique.sum(-1, keepdim=True).to(rows)
     constants = (-0.5 * (logdet + seen * LOG_2PI))[patterns.of_row]
     return constants - 0.5 * white.square().sum(-1), residual, conditional
@@ -202,7 +205,7 @@ def expected_moments(batch: Batch, weights: Tensor, residual: Tensor, conditiona
     weights: (B, K).  residual, conditional: as `component_densities` gives them.
     """
     weighted = weights.unsqueeze(-1) * residual
-    scatter = torch.einsum("nkd,nke->kde", weighted, residual)
+    scatter = weighted.permute(1, 2, 0) @ residual.transpose(0, 1)  # (K, D, B) @ (K, B, D); einsum would copy both
     if conditional is not None:
         scatter = scatter + torch.einsum("pk,pkde->kde", batch.patterns.sum_rows(weights), conditional)
     return weighted.sum(0), scatter
