@@ -48,7 +48,7 @@ def race(
     times = alternate(contestants, rounds)
     for name, found in times.items():
         ratio = None if name == ours else times[ours].over(found)
-        yield {"case": case, "contestant": name, "ms": 1e3 * found.seconds / steps, f"{ours} / it": ratio, "target": targets.get(name)}
+        yield {"case": case, "contestant": name, "ms": 1e3 * found.seconds / steps, "ours / it": ratio, "target": targets.get(name)}
 
 
 def floor() -> dict[str, float]:
