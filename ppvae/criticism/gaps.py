@@ -130,6 +130,6 @@ def refined_elbo(fit: Fit, data: Data) -> tuple[Scores, np.ndarray] | None:
     spread = tril.diagonal(dim1=-2, dim2=-1) if _is_diagonal(fit, tril) else tril
     free = PerRow(q.latent, q.loc[:, 0], spread, q.event_shape).to(part.x)
     theta = copy.deepcopy(fit.theta).requires_grad_(False)
-    with seeded(fit.seed, part.device), threads_for(REFINEMENT.entries(part)):
+    with seeded(fit.seed, part.device), threads_for(REFINEMENT.entries(part, theta)):
         outcome = REFINEMENT.run(Task(fit.model, part, theta, free, fit.seed))
         return sampled_elbo(fit.program, outcome.guide, part, 200), rows.numpy()

@@ -173,7 +173,7 @@ def run(
     check_story(model, theta, data)
     refuse(method, model, data)  # which may run the story
     began = time.perf_counter()
-    with seeded(seed, data.device), threads_for(method.entries(data)):
+    with seeded(seed, data.device), threads_for(method.entries(data, theta)):
         outcome = method.run(Task(model, data, theta, copy.deepcopy(guide), seed, progress or (lambda done, total, note: None)))
     seconds = outcome.history[-1]["seconds"] if outcome.history else time.perf_counter() - began
     return Fit(

@@ -18,6 +18,7 @@ from ppvae.model import Model
 from ppvae.parameters import Parameters
 
 Progress = Callable[[int, int, str], None]
+PRODUCTS = 10  # multiply-adds of a matrix product in the time of one entry of another operation
 HISTORY = ("step", "seconds", "elbo", "log_likelihood", "heldout_elbo")
 
 
@@ -70,9 +71,14 @@ class Method:
         """Why this method cannot fit this model to these data; None if it can. `fit` adds what can, unless other settings would help."""
         return None
 
-    def entries(self, data: Data) -> int:
-        """How many entries of the table one step works on."""
-        return data.x.numel()
+    def rows_at_once(self, data: Data) -> int:
+        """How many rows, or draws of rows, one step works on."""
+        return data.n_rows
+
+    def entries(self, data: Data, theta: Parameters) -> int:
+        """How many numbers an operation of one step works on: the table's, or a network's where that is more work."""
+        weights = sum(p.numel() for network in theta.children() for p in network.parameters())
+        return self.rows_at_once(data) * max(data.n_features, weights // PRODUCTS)
 
     def run(self, task: Task) -> Outcome:
         raise TypeError(f"{type(self).__name__} must define run(task)")

@@ -67,8 +67,8 @@ class MonteCarloEM(Method):
     def refusal(self, model: Model, data: Data) -> str | None:
         return undrawable(model, data) or nothing_free(model, data)
 
-    def entries(self, data: Data) -> int:
-        return data.x.numel() * self.draws
+    def rows_at_once(self, data: Data) -> int:
+        return data.n_rows * self.draws
 
     def run(self, task: Task) -> Outcome:
         climb = NoisyClimb(task, self)

@@ -109,8 +109,8 @@ class SVI(Method):
             return self.batch_size
         return n_rows if n_rows <= FULL_BATCH else FULL_BATCH // 2
 
-    def entries(self, data: Data) -> int:
-        return min(self.batch_rows(data.n_rows), data.n_rows) * data.n_features * self.draws
+    def rows_at_once(self, data: Data) -> int:
+        return min(self.batch_rows(data.n_rows), data.n_rows) * self.draws
 
     def refusal(self, model, data: Data) -> str | None:
         if self.batch_size is not None and self.batch_size > data.n_rows:

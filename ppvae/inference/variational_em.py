@@ -63,8 +63,8 @@ class VariationalEM(Method):
             compile=self.compile,
         )
 
-    def entries(self, data: Data) -> int:
-        return self.steps_of(self.e_steps).entries(data)
+    def rows_at_once(self, data: Data) -> int:
+        return self.steps_of(self.e_steps).rows_at_once(data)
 
     def refusal(self, model: Model, data: Data) -> str | None:
         return nothing_free(model, data) or self.steps_of(self.e_steps).refusal(model, data)
