@@ -157,9 +157,14 @@ class Data:
     def batch(self, index: Tensor | None = None) -> Batch:
         """The rows `index` (all of them when None) as a Batch that stands for all N rows."""
         if index is None:
-            return self._slice(0, self.n_rows)
+            return self._whole
         context = None if self.context is None else self.context[index]
         return Batch(self.x[index], self.observed[index], index, self.n_rows, self.complete, context)
+
+    @cached_property
+    def _whole(self) -> Batch:
+        """All rows: one object, so that what is worked out for it once is there again."""
+        return self._slice(0, self.n_rows)
 
     def _slice(self, start: int, stop: int) -> Batch:
         context = None if self.context is None else self.context[start:stop]
