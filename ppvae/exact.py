@@ -70,7 +70,7 @@ class Posterior:
         return self.loc.shape[-1:] if self.shape is None else self.shape
 
     def shaped(self, z: Tensor) -> Tensor:
-        """Values (..., L) as the story has them, (..., *event_shape)."""
+        """Values (..., L) in the shape that they have in the story: (..., `event_shape`)."""
         return z.reshape(*z.shape[:-1], *self.event_shape)
 
     @property
