@@ -25,7 +25,7 @@ from ppvae.distributions import MaskedMultivariateNormal, Wishart
 from ppvae.exact import Exact
 from ppvae.factors import Moments
 from ppvae.gaussian import LOG_2PI, component_densities, pattern_rows
-from ppvae.messages import unknown
+from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
 from ppvae.starts import kmeans_partition
@@ -64,7 +64,8 @@ class BayesianGMM(Model):
     covariance: "full" or "diag".
     Shared latents: `weights` (K,), `means` (K, D), `precisions` (K, D, D), for diag (K, D). Theta, frozen: `concentration` (K,),
     `mean_loc` and `mean_scale` (D,); for full `precision_df` () and `precision_scale` (D, D), for diag `precision_shape` and
-    `precision_rate` (D,). By default the priors weigh as much as a row or two at the data's own centre and spread.
+    `precision_rate` (D,). By default a component's mean lies within some two standard deviations of the data's, and its covariance's prior
+    weighs as much as D + 1 rows (diag: two) with the spread within the clusters of k-means.
 
     >>> import ppvae
     >>> fit = ppvae.fit(BayesianGMM(n_components=2), ppvae.load_data("faithful"))
@@ -89,10 +90,13 @@ class BayesianGMM(Model):
             raise ValueError(
                 f"{self.n_components} components need at least as many rows, but there are {data.n_rows}: ask for fewer components"
             )
+        if data.constant:
+            raise ValueError(f"a mixture cannot be fitted where a column is constant ({few(data.constant)}): drop it")
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
-        """The priors, at the data's own scale: each component takes up 1 / K of the volume."""
-        variance = data.variance * self.n_components ** (-2 / data.n_features)
+        """The priors, at the data's own scale; the same for every seed."""
+        weights, _, covariances = kmeans_partition(data, self.n_components, torch.Generator().manual_seed(0))
+        variance = (weights[:, None, None] * covariances).sum(0).diagonal()
         theta = {
             "concentration": Constrained(data.x.new_ones(self.n_components), constraints.positive),
             "mean_loc": Constrained(data.mean, unit=data.scale),

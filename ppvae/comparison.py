@@ -18,7 +18,7 @@ from ppvae.data import Data, as_data
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
-from ppvae.inference.fit import check_story, precision, prepare, refuse, run, start
+from ppvae.inference.fit import check_method, check_story, precision, prepare, refuse, run, start
 from ppvae.inference.method import Method, Progress
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
@@ -27,6 +27,12 @@ from ppvae.scores import Scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+Methods = str | Method | Sequence[str | Method] | None
+
+
+Methods = str | Method | Sequence[str | Method] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +171,7 @@ def aligned(model: Model, values: dict[str, torch.Tensor], reference: dict[str, 
 def compare(
     model: Model,
     data: object,
-    methods: str | Sequence[Method] | None = None,
+    methods: Methods = None,
     *,
     seeds: int = 1,
     holdout: float = 0.0,
@@ -213,18 +219,19 @@ def compare(
     return Comparison(model, train, held, fits, hidden, scores)
 
 
-def _methods(model: Model, data: Data, methods: str | Sequence[Method] | None) -> list[Method]:
-    if isinstance(methods, str):
-        from ppvae.registry import load_methods
+def _methods(model: Model, data: Data, methods: Methods) -> list[Method]:
+    from ppvae.registry import load_methods
 
-        methods = load_methods(methods)
     if methods is None:
         return [m for m in (ClosedForm(), EM(), CAVI(), SVI()) if m.refusal(model, data) is None]
-    if not methods:
+    given = [methods] if isinstance(methods, str | Method) else list(methods)
+    chosen = [method for one in given for method in (load_methods(one) if isinstance(one, str) else [one])]
+    if not chosen:
         raise ValueError("compare needs at least one method")
-    for method in methods:
+    for method in chosen:
+        check_method(method)
         refuse(method, model, data)
-    return list(methods)
+    return chosen
 
 
 def _inside(progress: Progress | None, done: int, fits: int, method: Method, seed: int) -> Progress | None:

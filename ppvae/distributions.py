@@ -48,7 +48,8 @@ class MaskedNormal(TorchDistribution):
         """E[x | x_observed] (..., D) and Cov[x | x_observed] (..., D, D): observed entries as they are, with no variance."""
         covariance = self.covariance_matrix
         if self.observed is None:
-            return value, torch.zeros_like(covariance).expand(*value.shape, value.shape[-1])
+            shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+            return value.expand(*shape, -1), value.new_zeros(()).expand(*shape, *covariance.shape[-2:])
         gain = self._gain(covariance)
         mean = self.loc + (gain @ self._mask(value - self.loc).unsqueeze(-1)).squeeze(-1)
         hidden = (~self.observed).to(covariance.dtype)
@@ -58,7 +59,7 @@ class MaskedNormal(TorchDistribution):
     def complete(self, value: Tensor) -> Tensor:
         """A draw of the missing entries given the observed ones, (..., D), by Matheron's rule: a free draw, corrected by its own error."""
         if self.observed is None:
-            return value
+            return value.expand(*torch.broadcast_shapes(value.shape[:-1], self.batch_shape), -1)
         free = self.rsample(value.shape[: max(0, value.ndim - 1 - len(self.batch_shape))])
         corrected = free + (self._gain(self.covariance_matrix) @ self._mask(value - free).unsqueeze(-1)).squeeze(-1)
         return torch.where(self.observed, value, corrected)

@@ -41,7 +41,8 @@ class Gaps:
 
     @property
     def total(self) -> float:
-        return float(np.nansum([self.parameters, self.approximation, self.amortization]))
+        parts = np.array([self.parameters, self.approximation, self.amortization])
+        return nan if np.isnan(parts).all() else float(np.nansum(parts))
 
 
 def gaps(fit: Fit, data: Data, best_log_likelihood: float | None, evidence: Scores, bound: Scores) -> Gaps:
@@ -55,7 +56,8 @@ def gaps(fit: Fit, data: Data, best_log_likelihood: float | None, evidence: Scor
     """
     if fit.shared:
         lost = fit.kl(data)
-        parts = (nan, float(lost.mean())) if fit.encodes else (float(lost.mean()), 0.0)
+        divergence = float(lost.mean())
+        parts = (nan, divergence) if fit.encodes else (divergence, 0.0 * divergence)
         return Gaps(nan, *parts, nan, *(lost.mean_standard_error if part else 0.0 for part in parts))
     parameters = nan if best_log_likelihood is None else best_log_likelihood - float(evidence.mean())
     loss = float(np.mean(np.asarray(evidence) - np.asarray(bound)))

@@ -10,9 +10,10 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from ppvae import guides
-from ppvae.data import Data, as_data
+from ppvae.data import Batch, Data, as_data
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
@@ -22,7 +23,7 @@ from ppvae.inference.svi import SVI
 from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.joint import random_sites
+from ppvae.program.joint import is_row_site, log_joint_given_shared, random_sites
 from ppvae.scores import threads_for
 
 
@@ -53,13 +54,16 @@ def fit(
     >>> fitted.status
     'converged: the last step gained less than 1e-10 nats per row'
     """
-    if isinstance(model, type) or isinstance(method, type):
-        named = model if isinstance(model, type) else method
-        raise ValueError(f"{named.__name__} is a class: give an object, {named.__name__}()")
+    if isinstance(model, type):
+        raise ValueError(f"{model.__name__} is a class: give an object, {model.__name__}()")
     if isinstance(method, str):
         from ppvae.registry import load_methods
 
         (method,) = load_methods(method)
+    if not isinstance(model, Model):
+        raise ValueError(f"fit needs a model, such as ppvae.models.GMM(), not {model!r}: for a name, ppvae.load_model({model!r})")
+    if method is not None:
+        check_method(method)
     data = prepare(model, as_data(data), device)
     theta = start(model, data, seed, init)
     data = data.to(dtype or precision(theta))
@@ -115,8 +119,30 @@ def check_story(model: Model, theta: Parameters, data: Data) -> None:
         raise ValueError(
             f"{model.name}: the story fails at line {own[-1].lineno}, `{own[-1].line}`: {type(error).__name__}: {said}{hint}"
         ) from error
-    if not any(site["is_observed"] for site in random_sites(trace).values()):
+    sites = random_sites(trace)
+    seen = [name for name, site in sites.items() if site["is_observed"]]
+    if not seen:
         raise ValueError(f"{model.name}: the story observes nothing: add pyro.sample('x', ..., obs=batch.x) inside batch.rows")
+    outside = [name for name in seen if not is_row_site(sites[name])]
+    if outside:
+        raise ValueError(f"{model.name}: the story observes {few(outside)} outside the plate over rows: put it under `with batch.rows:`")
+    shared = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and not is_row_site(s) and not s["cond_indep_stack"]}
+    if shared:
+        _check_broadcast(model, theta, few_rows, shared)
+
+
+def _check_broadcast(model: Model, theta: Parameters, batch: Batch, shared: dict[str, Tensor]) -> None:
+    """Raise ValueError for a story that cannot take several draws of what all rows share at once, (S, 1, ...), beside the rows."""
+    draws, names = 5, few(shared)
+    values = {name: value.expand(draws, 1, *value.shape) for name, value in shared.items()}
+    remedy = f"{names} may come as (draws, 1, ...), so instead of z @ w write (z.unsqueeze(-2) @ w).squeeze(-2)"
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
+            terms = log_joint_given_shared(partial(model.model, theta), batch, values, draws)
+    except MISTAKES as error:
+        raise ValueError(f"{model.name}: the story fails for several draws of {names} at once: {remedy}") from error
+    if terms.shape[1:] != (draws, batch.size):
+        raise ValueError(f"{model.name}: the story mixes rows with draws of {names}: {remedy}")
 
 
 def check_device(device: str | torch.device) -> None:
@@ -130,6 +156,14 @@ def check_device(device: str | torch.device) -> None:
 def best_method(model: Model, data: Data) -> Method:
     """The first of closed form, EM, CAVI and SVI that the model allows."""
     return next(m for m in (ClosedForm(), EM(), CAVI(), SVI()) if m.refusal(model, data) is None)
+
+
+def check_method(method: object) -> None:
+    """Raise ValueError for what is no method."""
+    if isinstance(method, type):
+        raise ValueError(f"{method.__name__} is a class: give an object, {method.__name__}()")
+    if not isinstance(method, Method):
+        raise ValueError(f"a method is an object such as ppvae.EM(), or a word such as 'em', not {method!r}")
 
 
 def refuse(method: Method, model: Model, data: Data) -> None:

@@ -206,7 +206,7 @@ def relabelled(model: Model, chains: dict[str, Tensor], start: dict[str, Tensor]
 def diagnosed(chains: dict[str, Tensor], divergences: int) -> tuple[str, bool]:
     """A sentence on how far the chains {site: (C, S, ...)} may be believed, and whether they may."""
     r_hat = max(float(split_gelman_rubin(value).max()) for value in chains.values())
-    size = min(float(effective_sample_size(value).min()) for value in chains.values())
+    size = max(1.0, min(float(effective_sample_size(value).min()) for value in chains.values()))
     n_chains, draws = next(iter(chains.values())).shape[:2]
     said = f"r-hat at most {r_hat:.3f}, effective sample size at least {size:.0f} of {n_chains * draws}, {divergences or 'no'} divergences"
     if r_hat < MIXED and not divergences:

@@ -335,7 +335,10 @@ class Training:
         point = {"step": self.done, "seconds": seconds, "elbo": elbo}
         finite = not losses or math.isfinite(elbo)
         if finite and self.exact is not None:
-            point["log_likelihood"] = float(exact_log_marginal(self.exact, self.task.theta, self.task.data).mean())
+            try:
+                point["log_likelihood"] = float(exact_log_marginal(self.exact, self.task.theta, self.task.data).mean())
+            except torch.linalg.LinAlgError:  # a covariance that is none any more
+                finite = False
         if finite and self.held is not None:
             point["heldout_elbo"] = self._heldout()
         if finite:
@@ -360,16 +363,22 @@ class Training:
         return len(self.smoothed) - 1 - self.smoothed.index(max(self.smoothed)) >= self.method.patience
 
     def _final_status(self) -> str:
-        """Whether the end looks settled: the exact score where there is one, else the ELBO, against a tenth of the run earlier."""
+        """Whether the end looks settled: the exact score where there is one, else the ELBO, against the middle of the run.
+
+        Lately nothing moves whatever its distance from the top, since the learning rate has run out.
+        """
         key = "log_likelihood" if "log_likelihood" in self.history[-1] else "elbo"
-        last = [p[key] for p in self.history if p["step"] > 0][-(LOGGED // 10) :]
-        gain = sum(last[len(last) // 2 :]) / max(1, len(last) - len(last) // 2) - sum(last[: len(last) // 2]) / max(1, len(last) // 2)
-        self.converged = len(last) < 4 or gain < 0.01 + 0.001 * abs(last[-1])
-        if len(last) < 4:
-            return "ran all its steps"
+        points = [p[key] for p in self.history if p["step"] > 0]
+        if len(points) < 10:
+            self.converged = False
+            return f"ran all its steps, too few to say whether the {self.title} has settled: raise {self.more}"
+        tenth, half = len(points) // 10, len(points) // 2
+        middle, last = points[half - tenth : half + tenth], points[-tenth:]
+        gain = sum(last) / len(last) - sum(middle) / len(middle)
+        self.converged = gain < 0.03 + 0.01 * abs(last[-1])
         if self.converged:
             return f"ran all its steps; the {self.title} has settled"
-        return f"ran all its steps, but the {self.title} still rises ({gain:.2g} nats per row lately): raise {self.more}"
+        return f"ran all its steps, but the {self.title} rose by {gain:.2g} nats per row in their second half: raise {self.more}"
 
     def _state(self) -> dict[str, Tensor]:
         return copy.deepcopy(self.step.module.state_dict())

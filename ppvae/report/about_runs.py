@@ -98,7 +98,9 @@ def _lost(comparison: Comparison) -> Iterator[Block]:
         "the family's best member for each row)."
     )
     table = runs.gaps(comparison)
-    if table["total"].abs().max() < words.EQUAL:
+    if table["total"].isna().all():
+        yield Text("Here none of the parts is known.")
+    elif table["total"].abs().max() < words.EQUAL:
         yield Text("Here no run lost as much as a millionth of a nat per row.")
     else:
         caption = "The parts add up to the total; lines at the end of a part are two standard errors of it. Left of zero: gains, or error."
