@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-Methods = str | Method | Sequence[str | Method] | None
-
-
-Methods = str | Method | Sequence[str | Method] | None
+Methods: TypeAlias = str | Method | Sequence[str | Method] | None
 
 
 @dataclass(frozen=True, eq=False)

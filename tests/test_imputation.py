@@ -248,3 +248,15 @@ class TestMissingness:
         frame = pd.DataFrame(np.random.default_rng(1).standard_normal((300, 4)))
         assert missingness.warning(ppvae.Data(frame.mask(np.random.default_rng(2).random(frame.shape) < 0.2))) is None
         assert missingness.warning(ppvae.Data(frame)) is None
+
+
+def test_columns_in_another_order_keep_their_places():
+    """What is filled in belongs to its column, whatever the order in which the table came."""
+    air = ppvae.load_data("airquality")
+    fit = ppvae.fit(ppvae.models.Gaussian(), air)
+    frame = air.frame()
+    turned = frame[["Temp", "Wind", "Ozone", "Solar.R"]]
+    expected = fit.impute(frame)
+    assert np.allclose(fit.impute(turned)[list(frame.columns)], expected)
+    assert np.allclose(fit.impute(ppvae.Data(turned)), expected[list(turned.columns)])
+    assert np.allclose(fit.impute(turned, draws=2), fit.impute(frame, draws=2)[..., [3, 2, 0, 1]])

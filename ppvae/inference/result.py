@@ -303,20 +303,22 @@ class Fit:
         """The table with its missing entries filled in.
 
         draws=None: the conditional means, in the form in which the table came (a frame with its rows, columns and dtypes, else an array).
-        draws=M: (M, N, D) proper imputations, latents and noise drawn; with `bootstrap` theta too, by a refit for each draw.
+        draws=M: (M, N, D) imputations, latents and noise drawn, columns in the table's own order; with `bootstrap` theta too, by a refit
+        for each draw, as pooling them by Rubin's rules asks.
         For models without closed forms both are weighted by importance: see `imputation_sample_size`.
         """
         from ppvae.imputation import bootstrapped_draws, conditional_mean, like_source, proper_draws
 
-        prepared = self.take(data)
+        prepared, own = self.take(data), as_data(data)
         if draws is None:
-            return like_source(conditional_mean(self, prepared)[0].cpu().numpy(), data, prepared)
+            filled = own.like(conditional_mean(self, prepared)[0], prepared.columns)
+            return like_source(filled.cpu().numpy(), data, own)
         if draws < 1:
             raise ValueError(f"draws must be at least 1, not {draws}")
         if bootstrap:
-            return bootstrapped_draws(self, prepared, draws, seed).cpu().numpy()
+            return own.like(bootstrapped_draws(self, prepared, draws, seed), prepared.columns).cpu().numpy()
         with seeded(seed, self.device):
-            return proper_draws(self, prepared, draws).cpu().numpy()
+            return own.like(proper_draws(self, prepared, draws), prepared.columns).cpu().numpy()
 
     def imputation_sample_size(self, data: object, seed: int = 0) -> np.ndarray:
         """(N,): the effective number of draws behind each row's imputation; inf where it is exact."""
