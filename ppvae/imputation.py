@@ -213,8 +213,10 @@ def coverage(
     Each hidden entry's interval is the central one of its `draws` imputations under the fit's parameters (which have seen the entry: the
     report is about the spread of the imputations, not about theta). Columns: level, covered, standard_error, entries.
 
-    Raises ValueError for a share that hides nothing or a whole column.
+    Raises ValueError for a share that hides nothing or a whole column, and for fewer than 2 draws.
     """
+    if draws < 2:
+        raise ValueError(f"an interval needs at least 2 draws, not {draws}")
     data = fit.take(data)
     holes = data.with_holes(share, seed)
     hide = data.observed & ~holes.observed
@@ -223,7 +225,9 @@ def coverage(
     truth = data.x[hide]
     rows = []
     for level in levels:
-        low, high = drawn.quantile((1 - level) / 2, 0), drawn.quantile((1 + level) / 2, 0)
+        # The truth's rank among M draws is uniform over M + 1 places, so the edges lie at that share of M + 1 (Hyndman & Fan 1996, type 6).
+        tail = min(max(((draws + 1) * (1 - level) / 2 - 1) / (draws - 1), 0.0), 0.5)
+        low, high = drawn.quantile(tail, 0), drawn.quantile(1 - tail, 0)
         inside = ((truth >= low) & (truth <= high)).double()
         rows.append(
             {
