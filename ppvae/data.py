@@ -13,6 +13,8 @@ from torch import Tensor
 from ppvae.patterns import Patterns
 from ppvae.tables import read_table
 
+STRIP = 4096  # rows: a pass over the table keeps no copy of it
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -59,7 +61,7 @@ class Batch:
         """The mean of complete rows, (D,), and as few rows as there are features, (D, D), whose products r^T r sum to those around it."""
         mean = self.x.sum(0, dtype=torch.float64) / self.size
         products = torch.zeros_like(mean.outer(mean))
-        for part in self.x.split(4096):
+        for part in self.x.split(STRIP):
             products += (part - mean).mT @ (part - mean)
         scale = products.diagonal().sqrt()
         scale = torch.where(scale > 0, scale, 1.0)  # columns count alike, so that small ones keep their digits
@@ -125,14 +127,25 @@ class Data:
         return bool(self.observed.all())
 
     @cached_property
+    def n_observed(self) -> Tensor:
+        """(D,): how many entries of each column are observed."""
+        count = torch.zeros(self.n_features, dtype=torch.long, device=self.device)
+        for part in self.chunks(STRIP):
+            count += part.observed.sum(0)
+        return count
+
+    @cached_property
     def mean(self) -> Tensor:
         """(D,): the mean of each column's observed entries."""
-        return self.x.sum(0) / self.observed.sum(0).clamp(min=1)
+        return self.x.sum(0) / self.n_observed.clamp(min=1)
 
     @cached_property
     def variance(self) -> Tensor:
         """(D,): the variance of each column's observed entries, divisor n."""
-        return (torch.where(self.observed, self.x - self.mean, 0.0) ** 2).sum(0) / self.observed.sum(0).clamp(min=1)
+        squares = torch.zeros_like(self.mean)
+        for part in self.chunks(STRIP):
+            squares += torch.where(part.observed, part.x - self.mean, 0.0).square().sum(0)
+        return squares / self.n_observed.clamp(min=1)
 
     @cached_property
     def scale(self) -> Tensor:
@@ -150,8 +163,10 @@ class Data:
     @cached_property
     def constant(self) -> tuple[str, ...]:
         """The names of columns whose observed entries are all the same."""
-        low = torch.where(self.observed, self.x, torch.inf).amin(0)
-        high = torch.where(self.observed, self.x, -torch.inf).amax(0)
+        low, high = torch.full_like(self.mean, torch.inf), torch.full_like(self.mean, -torch.inf)
+        for part in self.chunks(STRIP):
+            low = torch.minimum(low, torch.where(part.observed, part.x, torch.inf).amin(0))
+            high = torch.maximum(high, torch.where(part.observed, part.x, -torch.inf).amax(0))
         return tuple(c for c, same in zip(self.columns, (low == high).tolist(), strict=True) if same)
 
     def batch(self, index: Tensor | None = None) -> Batch:

@@ -76,8 +76,15 @@ def threads_for(entries: int) -> Iterator[None]:
 
 def by_chunks(score: Callable[[Batch], Tensor], data: Data, rows: int) -> Tensor:
     """`score` of every row, a chunk at a time, no gradients kept."""
+    out: Tensor | None = None
     with torch.no_grad(), threads_for(data.x.numel()):
-        return torch.cat([score(batch) for batch in data.chunks(rows)], -1)
+        for start, batch in zip(range(0, data.n_rows, rows), data.chunks(rows), strict=True):
+            found = score(batch)
+            if out is None:  # one tensor for all: many small ones between large temporary ones would break memory into pieces
+                out = found.new_empty(*found.shape[:-1], data.n_rows)
+            out[..., start : start + batch.size] = found
+    assert out is not None
+    return out
 
 
 def exact_log_marginal(exact: Exact, theta: Parameters, data: Data) -> Tensor:

@@ -16,9 +16,10 @@ def kmeans_partition(data: Data, n_components: int, generator: torch.Generator) 
     """
     from sklearn.cluster import KMeans
 
-    rows = data.standardized()
-    if len(rows) > MOST_ROWS:
-        rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_ROWS].to(rows.device)]
+    some = data
+    if data.n_rows > MOST_ROWS:
+        some = data.take(torch.randperm(data.n_rows, generator=generator)[:MOST_ROWS].to(data.device))
+    rows = torch.where(some.observed, (some.x - data.mean) / data.scale, 0.0)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     found = KMeans(n_components, n_init=1, random_state=seed).fit(rows.cpu().numpy())
     member = torch.nn.functional.one_hot(torch.as_tensor(found.labels_, device=rows.device).long(), n_components).to(rows)

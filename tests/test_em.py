@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ppvae
+from ppvae.gaussian import mixture_moments
 from ppvae.models import GMM, PPCA, VAE
 
 ASCENT = 1e-10  # relative: rounding of a sum over rows in float64, as in ppvae.inference.em
@@ -180,3 +181,27 @@ def test_settings_are_checked():
 def test_a_model_without_closed_forms_is_refused():
     with pytest.raises(ValueError, match="exact EM does not apply: use "):
         ppvae.fit(VAE(2, likelihood="gaussian"), ppvae.load_data("iris"), ppvae.EM())
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+def test_float32_ends_where_float64_does(covariance):
+    """Sums are kept in float64, so that a cluster's variance does not drown in its distance from the others."""
+    random = np.random.default_rng(0)
+    centres = 30 * random.standard_normal((4, 3))
+    x = random.standard_normal((20_000, 3)) + centres[random.integers(4, size=20_000)]
+    single, double = (ppvae.fit(GMM(4, covariance=covariance), x, ppvae.EM(max_steps=30), dtype=t) for t in (torch.float32, torch.float64))
+    assert single.params["covariances"].dtype == np.float32
+    # Rounding to 2^-24 of x - m for |x - m| < 100, squared, against variances near 1.
+    np.testing.assert_allclose(single.params["covariances"], double.params["covariances"], atol=100**2 * 2**-24)
+
+
+def test_means_too_far_apart_for_one_centre_go_row_by_row():
+    """Two clusters 10^5 of their own widths apart: moments around one centre would leave 6 of 16 digits."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((600, 2)) + 1e5 * (np.arange(600) % 2)[:, None]
+    data = ppvae.Data(x)
+    parts = [x[k::2] for k in range(2)]
+    means = torch.tensor(np.stack([part.mean(0) for part in parts]))
+    found = mixture_moments(data.batch(), torch.zeros(2, dtype=torch.float64), means, torch.eye(2, dtype=torch.float64).expand(2, 2, 2))
+    for scatter, part in zip(found["scatter"], parts, strict=True):
+        np.testing.assert_allclose(scatter / 300, np.cov(part.T, bias=True), rtol=1e-9)

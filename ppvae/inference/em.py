@@ -79,6 +79,7 @@ class Climb:
         self.began, self.steps = time.perf_counter(), 0
         self.history: list[dict[str, float]] = []
         self.best = -math.inf
+        self.rounding = max(1e-10, 16 * torch.finfo(task.data.dtype).eps)  # of a log-likelihood, relative
         self.status, self.converged = "", False
 
     @property
@@ -106,7 +107,7 @@ class Climb:
     def __call__(self, vector: Tensor) -> Tensor:
         """The EM step from `vector`, itself the image of a point seen before: ascent is certain, and too small a gain ends the climb."""
         value, statistics = self._evaluate(vector)
-        if not value >= self.best - 1e-10 * (1 + abs(value)):  # beyond rounding, or NaN
+        if not value >= self.best - self.rounding * (1 + abs(value)):  # or NaN
             raise Stop(
                 f"the log-likelihood went from {self.best} to {value} nats per row at step {self.steps}: "
                 "the model's closed forms do not belong to its story (see ppvae.laws.check)",
@@ -167,16 +168,19 @@ def plain(em: Climb) -> None:
 
 
 def squarem(em: Climb) -> None:
-    """Two EM steps give a direction and its curvature; go along it as far as they suggest (Varadhan & Roland 2008, S3)."""
-    start = em.here
+    """Two EM steps give a direction and its curvature; go along it as far as they suggest (Varadhan & Roland 2008, S3).
+
+    Where that was too far, the next jump is at most an eighth as long.
+    """
+    start, limit = em.here, math.inf
     while True:
         first = em(start)
         second = em(first)
         step, bend = first - start, second - 2 * first + start
-        length = -float(step.norm() / bend.norm().clamp(min=1e-300))
-        # At length -1 the extrapolation is plain EM's second step.
-        jump = em.try_at(start - 2 * length * step + length**2 * bend) if length < -1 else None
-        start = second if jump is None else jump
+        length = min(float(step.norm() / bend.norm().clamp(min=1e-300)), limit)
+        # At length 1 the extrapolation is plain EM's second step.
+        jump = second if length <= 1 else em.try_at(start + 2 * length * step + length**2 * bend)
+        start, limit = (second, length / 8) if jump is None else (jump, math.inf)
 
 
 def anderson(em: Climb, depth: int = 5) -> None:
