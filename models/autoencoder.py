@@ -54,6 +54,7 @@ class Autoencoder(Model):
     hidden: tuple[int, ...] = (64,)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_latents < 1 or any(width < 1 for width in self.hidden):
             raise ValueError("n_latents and every width in hidden must be at least 1")
 

@@ -80,6 +80,7 @@ class BayesianGMM(Model):
     exchangeable: ClassVar[tuple[str, ...]] = ("weights", "means", "precisions")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_components < 1:
             raise ValueError(f"n_components must be at least 1, not {self.n_components}")
         if self.covariance not in COVARIANCES:

@@ -86,6 +86,7 @@ class Die(Model):
     exact = DieExact
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_faces < 2:
             raise ValueError(f"n_faces must be at least 2, not {self.n_faces}")
 

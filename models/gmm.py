@@ -123,6 +123,7 @@ class GMM(Model):
     exchangeable: ClassVar[tuple[str, ...]] = ("weights", "means", "covariances")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_components < 1:
             raise ValueError(f"n_components must be at least 1, not {self.n_components}")
         if self.covariance not in COVARIANCES:

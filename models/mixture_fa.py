@@ -39,6 +39,9 @@ class MixtureExact(Exact):
 
     model: "_Mixture"
 
+    def chunk_rows(self, data: Data) -> int:
+        return super().chunk_rows(data) if data.complete else rows_in_a_pass(self.model.n_latents, self.model.n_components)
+
     def _latent(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x - m_k (K, B, D); E[z | x, k] (K, B, L); the Cholesky factors of its precision (K, B or 1, L, L); log p(x, k) (K, B)."""
         loadings, mask = theta.loadings, batch.mask
@@ -59,10 +62,21 @@ class MixtureExact(Exact):
 
     def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
         """ "rows" (K,), and for each component the responsibility-weighted moments of `ppvae.gaussian.factor_moments`."""
-        residual, loc, tril, joint = self._latent(theta, batch)
+        if (mask := batch.mask) is None:
+            residual, loc, tril, joint = self._latent(theta, batch)
+        else:
+            residuals = [torch.addcmul(batch.x, mask, mean, value=-1) for mean in theta.means]
+            noise = theta.noise_variances.reshape(len(residuals), -1).expand(theta.means.shape)
+            of_component = zip(residuals, theta.loadings, noise, strict=True)
+            outers, densities = zip(*(expected_outer(r, mask, w, psi) for r, w, psi in of_component), strict=True)
+            joint = torch.stack(densities) + theta.weights.log().unsqueeze(-1)
         log_marginal = joint.logsumexp(0)
         r = (joint - log_marginal).exp()
-        moments = factor_moments(residual, loc, tril, batch.mask, r)
+        if mask is None:
+            moments = factor_moments(residual, loc, tril, r)
+        else:
+            parts = [outer_moments(outer, e, mask, rows) for outer, e, rows in zip(outers, residuals, r, strict=True)]
+            moments = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
         return {"log_likelihood": log_marginal.sum(), "rows": r.sum(1), **moments}
 
     def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
@@ -96,6 +110,7 @@ class _Mixture(Model):
     exchangeable: ClassVar[tuple[str, ...]] = ("weights", "means", "covariances")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_components < 1 or self.n_latents < 1:
             raise ValueError(f"n_components and n_latents must be at least 1, not {self.n_components} and {self.n_latents}")
         if self.component not in ("summed", "guided"):

@@ -94,6 +94,7 @@ class PCA(Model):
     exact = PCAExact
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_latents < 1:
             raise ValueError(f"n_latents must be at least 1, not {self.n_latents}")
 

@@ -52,6 +52,7 @@ class VAE(Model):
     network: str = "dense"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for kind, options in (("likelihood", LIKELIHOODS), ("noise", NOISES), ("network", NETWORKS)):
             if getattr(self, kind) not in options:
                 raise unknown(kind, getattr(self, kind), options)

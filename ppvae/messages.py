@@ -1,5 +1,6 @@
 """The words of an error: one sentence that names the thing and the remedy."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -14,6 +15,15 @@ def unknown(kind: str, name: str, options: Iterable[str], plural: str | None = N
     near = get_close_matches(name.lower(), options, n=2, cutoff=0.5)
     hint = f": did you mean {' or '.join(repr(n) for n in near)}?" if near else ":"
     return ValueError(f"unknown {kind} {name!r}{hint} ({plural or kind + 's'}: {', '.join(options) or 'none'})")
+
+
+def spelled(class_name: str) -> str:
+    """A class's name as the command line spells it.
+
+    >>> spelled("ClosedForm"), spelled("BayesianGMM")
+    ('closed_form', 'bayesian_gmm')
+    """
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", class_name).lower()
 
 
 def few(names: Iterable[object], most: int = 5) -> str:

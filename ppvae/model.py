@@ -1,15 +1,15 @@
 """Model: what a model file must give (a story and a start), and what it may give."""
 
-import re
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ppvae.data import Batch, Data
 from ppvae.exact import Exact
+from ppvae.options import Configuration
 from ppvae.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Configuration):
     """A latent-variable model: a frozen dataclass whose fields are its configuration. It holds no tensors.
 
     A model file must give `init` and `model` (the story). It may give a `guide`, closed forms (`exact`), what may be compared between
@@ -55,11 +55,6 @@ class Model:
         return theta.degrees_of_freedom()
 
     @property
-    def name(self) -> str:
-        """The class's name in snake case, as the command line spells it."""
-        return re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
-
-    @property
     def guided_component(self) -> bool:
         """Whether a guide samples the story's discrete site (False: the story sums it out)."""
         return False
@@ -68,10 +63,6 @@ class Model:
     def closed_forms(self) -> Exact | None:
         """This model's closed forms, or None."""
         return None if self.exact is None else self.exact(self)
-
-    def config(self) -> dict[str, Any]:
-        """The fields that make this model, for JSON."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def describe(self) -> str:
         """The model with the fields that differ from its defaults, and those without one."""

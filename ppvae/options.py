@@ -1,16 +1,48 @@
-"""Configuration in words: the fields of a dataclass, read from text such as `n_components=2` by the type of each field."""
+"""Configuration: the fields of a dataclass, each held to its annotation, given as a value or as text such as `n_components=2`."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
+from numbers import Real
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ppvae.messages import few, unknown
+import numpy as np
+
+from ppvae.messages import few, spelled, unknown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What its fields say: the base of models and methods.
+
+    Each field is held to its annotation and kept in plain form: 2.0 and `numpy.int64(2)` are the whole number 2, and [64] or 64 the tuple
+    (64,). Raises ValueError for a value of another kind. A class with a `__post_init__` of its own calls this one first; annotations other
+    than numbers, text, booleans, `Literal`, None, and tuples or unions of these are left alone.
+
+    >>> from dataclasses import make_dataclass
+    >>> Net = make_dataclass("Net", [("hidden", tuple[int, ...], (64,))], bases=(Configuration,), frozen=True)
+    >>> Net(hidden=[32.0, 16])
+    Net(hidden=(32, 16))
+    """
+
+    def __post_init__(self) -> None:
+        kinds = _kinds(type(self))
+        for f in fields(self):
+            object.__setattr__(self, f.name, taken(getattr(self, f.name), kinds[f.name], f"{self.name}: {f.name}"))
+
+    @property
+    def name(self) -> str:
+        """The class's name in snake case, as the command line spells it."""
+        return spelled(type(self).__name__)
+
+    def config(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def configured(cls: type[Config], config: Mapping[str, Any]) -> Config:
@@ -23,16 +55,16 @@ def configured(cls: type[Config], config: Mapping[str, Any]) -> Config:
     >>> configured(Net, {"n_latents": "2", "hidden": "64,32"})
     Net(n_latents=2, hidden=(64, 32))
     """
-    owner = cls.__name__.lower()
+    owner = spelled(cls.__name__)
     known = {f.name: f for f in fields(cls) if f.init}
-    kinds = get_type_hints(cls)
+    kinds = _kinds(cls)
     for name in config:
         if name not in known:
             raise unknown(f"{owner} option", name, known)
     absent = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in config]
     if absent:
         raise ValueError(f"{owner} needs a value for {few(absent)} (on the command line: --set {absent[0]}=...)")
-    return cls(**{name: _value(value, kinds[name], f"{owner}: {name}") for name, value in config.items()})
+    return cls(**{name: taken(value, kinds[name], f"{owner}: {name}", words=True) for name, value in config.items()})
 
 
 def pairs(words: Iterable[str]) -> dict[str, str]:
@@ -53,58 +85,104 @@ def pairs(words: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _value(value: Any, kind: Any, what: str) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    if not isinstance(value, str):
-        return value
+def taken(value: Any, kind: Any, what: str, words: bool = False) -> Any:
+    """`value` as the annotation `kind` asks; with `words`, text may spell it. Raises ValueError, beginning with `what`, for another kind.
+
+    >>> taken("1e3", int, "steps", words=True)
+    1000
+    """
     try:
-        return _read(value, kind)
+        return _read(value, kind, _FROM_TEXT if words and isinstance(value, str) else _FROM_VALUE)
     except ValueError as error:
         raise ValueError(f"{what} must be {_spoken(kind)}, not {value!r}") from error
 
 
-def _read(text: str, kind: Any) -> Any:
-    """The value of type `kind` that `text` spells; raises ValueError where it spells none."""
-    if kind in _READERS:
-        return _READERS[kind](text)
-    args = get_args(kind)
+def _kinds(cls: type) -> dict[str, Any]:
+    """The annotations of a class; as they stand where they name what only a type checker sees."""
+    try:
+        return get_type_hints(cls)
+    except NameError:
+        return {f.name: f.type for f in fields(cls)}
+
+
+Reader = Callable[[Any], Any]
+
+
+def _read(value: Any, kind: Any, readers: Mapping[Any, Reader]) -> Any:
+    """`value` as a `kind`, its numbers and words by `readers`; raises ValueError where it is none."""
+    if kind in readers:
+        return readers[kind](value)
+    args, text = get_args(kind), readers is _FROM_TEXT
     if get_origin(kind) is Literal:
-        return _choice(text, {str(choice): choice for choice in args})
+        return _choice(value.lower() if text else value, {(str(choice) if text else choice): choice for choice in args})
     if get_origin(kind) is tuple:
-        items = [item.strip() for item in text.strip("()[]").split(",") if item.strip()]
+        items = _items(value)
         kinds = args[:1] * len(items) if args[-1] is Ellipsis else args
         if len(kinds) != len(items):
-            raise ValueError(text)
-        return tuple(map(_read, items, kinds))
+            raise ValueError(value)
+        return tuple(_read(item, of, readers) for item, of in zip(items, kinds, strict=True))
     if get_origin(kind) in (Union, UnionType):
         for option in sorted(args, key=lambda option: option is str):  # any text is a str, so that comes last
             try:
-                return _read(text, option)
+                return _read(value, option, readers)
             except ValueError:
                 continue
-    raise ValueError(text)
+        raise ValueError(value)
+    if text:
+        raise ValueError(value)
+    return value
 
 
-def _choice(text: str, choices: Mapping[str, Any]) -> Any:
-    if text.lower() not in choices:
-        raise ValueError(text)
-    return choices[text.lower()]
+def _items(value: Any) -> list[Any]:
+    """What a tuple is made of: text between commas, a list, or one thing alone."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.strip("()[]").split(",") if item.strip()]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _whole(text: str) -> int:
-    number = float(text)  # so that 1e4 is a whole number too
+def _choice(value: Any, choices: Mapping[Any, Any]) -> Any:
+    found = [choice for key, choice in choices.items() if type(key) is type(value) and key == value]
+    if not found:
+        raise ValueError(value)
+    return found[0]
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise ValueError(value)
+    return float(value)
+
+
+def _whole(number: float) -> int:
     if not number.is_integer():
-        raise ValueError(text)
+        raise ValueError(number)
     return int(number)
 
 
-_READERS: dict[Any, Callable[[str], Any]] = {
+def _of(*types: type) -> Reader:
+    """A reader that takes values of these types, as the first of them."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, types):
+            raise ValueError(value)
+        return types[0](value) if types[0] is not NoneType else None
+
+    return read
+
+
+_FROM_VALUE: dict[Any, Reader] = {
+    str: _of(str),
+    int: lambda value: _whole(_number(value)),  # 1e4 is a whole number too
+    float: _number,
+    bool: _of(bool, np.bool_),
+    NoneType: _of(NoneType),
+}
+_FROM_TEXT: dict[Any, Reader] = {
     str: str,
-    int: _whole,
+    int: lambda text: _whole(float(text)),
     float: float,
-    bool: lambda text: _choice(text, {"true": True, "yes": True, "false": False, "no": False}),
-    NoneType: lambda text: _choice(text, {"none": None}),
+    bool: lambda text: _choice(text.lower(), {"true": True, "yes": True, "false": False, "no": False}),
+    NoneType: lambda text: _choice(text.lower(), {"none": None}),
 }
 _SPOKEN: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "none"}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from ppvae.messages import unknown
+from ppvae.messages import spelled, unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -233,8 +233,7 @@ def _entries(package: str, base: str) -> dict[str, Entry]:
         stem, tree, node = classes[name]
         about = tree if files.count(stem) == 1 else node  # a file with one story opens with it
         summary = (ast.get_docstring(about) or "").partition("\n")[0].rstrip(".")
-        spelled = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
-        found[spelled] = Entry(f"{package}.{stem}", name, summary, _options(ancestry))
+        found[spelled(name)] = Entry(f"{package}.{stem}", name, summary, _options(ancestry))
     return dict(sorted(found.items()))
 
 

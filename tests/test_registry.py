@@ -3,13 +3,17 @@
 import subprocess
 import sys
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pytest
 
 import ppvae
 from ppvae import registry
-from ppvae.options import configured, pairs
+from ppvae.options import Configuration, configured, pairs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MODEL = """
 from dataclasses import dataclass
@@ -45,6 +49,50 @@ def test_text_is_read_by_the_type_of_the_field():
     assert configured(Config, {"size": 2, "hidden": [8, 4], "limit": "5"}) == Config(2, hidden=(8, 4), limit=5)
 
 
+@dataclass(frozen=True)
+class Net(Configuration):
+    size: int = 1
+    hidden: tuple[int, ...] = (64,)
+    rate: float | None = None
+    covers: bool = False
+    speed: Literal["slow", "fast"] = "slow"
+    table: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Unseen(Configuration):
+    size: int = 1
+    table: "pd.DataFrame | None" = None
+
+
+def test_values_are_held_to_their_annotations_and_kept_plain():
+    net = Net(np.int64(3), [32.0, np.int32(16)], 1, np.bool_(True), "fast", table := np.zeros(2))
+    assert net == Net(3, (32, 16), 1.0, True, "fast", table)
+    assert [type(v) for v in (net.size, *net.hidden, net.rate, net.covers)] == [int, int, int, float, bool]
+    assert (Net(size=1e3).size, Net(hidden=8).hidden, Net(hidden=()).hidden) == (1000, (8,), ())
+    assert Unseen(table="anything").table == "anything"  # its annotation cannot be read here
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"size": 1.5}, "net: size must be a whole number, not 1.5"),
+        ({"size": "2"}, "net: size must be a whole number, not '2'"),
+        ({"size": True}, "net: size must be a whole number, not True"),
+        ({"size": None}, "net: size must be a whole number, not None"),
+        ({"hidden": ("a",)}, r"net: hidden must be whole numbers with commas between, not \('a',\)"),
+        ({"rate": "x"}, "net: rate must be a number or none, not 'x'"),
+        ({"rate": False}, "net: rate must be a number or none, not False"),
+        ({"covers": "yes"}, "net: covers must be true or false, not 'yes'"),
+        ({"covers": 1}, "net: covers must be true or false, not 1"),
+        ({"speed": 3}, "net: speed must be slow or fast, not 3"),
+    ],
+)
+def test_a_value_of_another_kind_says_what_is_right(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Net(**values)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -77,6 +125,15 @@ def test_every_model_file_is_found_and_loads():
         assert [option.partition("=")[0] for option in entry.options.split(", ") if "=" in option] == [f.name for f in fields(model)]
 
 
+@pytest.mark.parametrize("make", [*registry.models().values(), *registry.methods().values()], ids=lambda entry: entry.class_name)
+def test_models_and_methods_hold_all_their_fields_to_their_annotations(make):
+    """Also where a class has checks of its own, which would otherwise meet what they cannot compare."""
+    cls = make.load()
+    for field in fields(cls):
+        with pytest.raises(ValueError, match=f"^{cls().name}: {field.name} must be .*, not "):
+            cls(**{field.name: object()})
+
+
 def test_every_method_is_found_and_loads():
     assert {"em", "svi", "closed_form"} <= set(registry.methods())
     for name in registry.methods():
@@ -95,6 +152,8 @@ def test_unknown_models_and_options_get_the_nearest_names():
         ppvae.load_model("gmn")
     with pytest.raises(ValueError, match="unknown ppca option 'n_latent': did you mean 'n_latents'"):
         ppvae.load_model("ppca", n_latent=2)
+    with pytest.raises(ValueError, match="unknown bayesian_gmm option 'covarience': did you mean 'covariance'"):
+        ppvae.load_model("bayesian_gmm", covarience="diag")
 
 
 def test_a_model_from_a_file(tmp_path):

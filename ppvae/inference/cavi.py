@@ -29,6 +29,7 @@ class CAVI(Method):
     point: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_sweeps < 1 or not self.tolerance >= 0:
             raise ValueError("CAVI needs max_sweeps >= 1 and tolerance >= 0 (nats per row)")
 

@@ -60,6 +60,7 @@ class DirectML(Method):
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.estimator not in ESTIMATORS:
             raise unknown("estimator", self.estimator, ESTIMATORS)
         if self.steps < 1 or self.draws < 1 or not self.tolerance >= 0:

@@ -36,6 +36,7 @@ class EM(Method):
     acceleration: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.acceleration is not None and self.acceleration not in ACCELERATIONS:
             raise unknown("acceleration", str(self.acceleration), ACCELERATIONS)
         if self.max_steps < 1 or not self.tolerance >= 0:

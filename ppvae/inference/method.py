@@ -1,11 +1,9 @@
 """What every method of fitting is: a small configuration object that runs on a task."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from numbers import Integral
-from typing import Any
 
 import pandas as pd
 import torch
@@ -15,6 +13,7 @@ from ppvae.data import Data
 from ppvae.guides import Guide
 from ppvae.messages import few
 from ppvae.model import Model
+from ppvae.options import Configuration
 from ppvae.parameters import Parameters
 
 Progress = Callable[[int, int, str], None]
@@ -51,16 +50,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Configuration):
     """A way of fitting: its fields are its settings."""
-
-    @property
-    def name(self) -> str:
-        """The class's name in snake case, as the command line spells it."""
-        return re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
-
-    def config(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def describe(self) -> str:
         """The method with the settings that differ from its defaults."""

@@ -59,6 +59,7 @@ class MonteCarloEM(Method):
     guide_steps: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.steps, self.guide_steps) < 1 or self.draws < 2 or not self.tolerance > 0:
             raise ValueError("MonteCarloEM needs steps and guide_steps >= 1, draws >= 2, and tolerance > 0 (nats per row)")
         if not self.growth >= 1 or self.max_draws < self.draws:

@@ -50,6 +50,7 @@ class NUTS(Method):
     target_accept: float = 0.8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("draws", 4), ("warmup", 1), ("chains", 1), ("max_tree_depth", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"NUTS needs {name} >= {least}, not {getattr(self, name)}")

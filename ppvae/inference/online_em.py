@@ -50,6 +50,7 @@ class OnlineEM(Method):
     forgetting: float = 0.6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.epochs < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise ValueError(f"OnlineEM needs epochs and batch_size >= 1, not {self.epochs} and {self.batch_size}")
         if not (0.5 < self.forgetting <= 1 or self.forgetting == 0):

@@ -61,6 +61,7 @@ class SVI(Method):
     patience: int = 10
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         chosen = objective(self.objective)
         if self.reweighed and chosen.analytic is None:
             raise ValueError(f"objective={self.objective!r} has no KL for beta, kl_warmup and free_bits: use 'elbo' or 'analytic_kl'")
