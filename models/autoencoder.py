@@ -53,6 +53,11 @@ class Autoencoder(Model):
     n_latents: int = 2
     hidden: tuple[int, ...] = (64,)
 
+    no_density = (
+        "an autoencoder has no density, since its codes have no prior; its scores are minus half the squared error of a row, less a constant, "
+        "so use VAE for a likelihood"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_latents < 1 or any(width < 1 for width in self.hidden):

@@ -92,6 +92,10 @@ class PCA(Model):
     n_latents: int = 2
 
     exact = PCAExact
+    no_density = (
+        "PCA has no density, since its noise is a constant too small to matter; its scores rank fits with as many latents and nothing else, "
+        "so use PPCA to choose n_latents or to compare models"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

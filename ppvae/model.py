@@ -26,6 +26,7 @@ class Model(Configuration):
 
     exact: ClassVar[type[Exact] | None] = None
     exchangeable: ClassVar[tuple[str, ...]] = ()  # identifiable quantities whose first axis is a set: components in any order
+    no_density: ClassVar[str | None] = None  # why scores are no densities of rows, where they are none: said beside them, BIC is refused
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         """A start for theta at the data's own scale, random through `generator` alone."""

@@ -29,7 +29,7 @@ class ClosedForm(Method):
         task.theta.assign(exact.solve(task.data))
         seconds = time.perf_counter() - began
         value = self._log_likelihood(exact, task)
-        warning = floor_warning(task.theta)
+        warning = floor_warning(task.model, task.theta)
         return Outcome(
             ExactGuide(exact, task.theta),
             "exact: the maximum likelihood by formula" + (f"; {warning}" if warning else ""),

@@ -117,7 +117,7 @@ class DirectML(Method):
             status = (
                 "stopped: the log-likelihood was no longer finite (the parameters are those of the last point); try another seed, or EM"
             )
-        warning = floor_warning(theta)
+        warning = floor_warning(task.model, theta)
         said = f"{status}; {warning}" if warning else status
         return Outcome(ExactGuide(exact, theta), said, converged and warning is None, max(0, len(history) - 1), "L-BFGS", history)
 
@@ -126,7 +126,7 @@ class DirectML(Method):
         training = Training(self.adam(), task, task.data, None, prior)
         training.loop()
         guide = trained_guide(task) if exact is None else ExactGuide(exact, task.theta)
-        warning = floor_warning(task.theta)
+        warning = floor_warning(task.model, task.theta)
         status = "; ".join(said for said in (training.status, self.verdict(task, exact, prior, guide), warning) if said)
         return Outcome(guide, status, training.converged and warning is None, training.done, training.step.engine, training.history)
 

@@ -53,7 +53,7 @@ class EM(Method):
             {None: plain, "squarem": squarem, "anderson": anderson}[self.acceleration](climb)
         except Stop as stop:
             climb.status, climb.converged = str(stop), stop.converged
-        warning = floor_warning(task.theta)
+        warning = floor_warning(task.model, task.theta)
         status = f"{climb.status}; {warning}" if warning else climb.status
         return Outcome(
             ExactGuide(climb.exact, task.theta), status, climb.converged and warning is None, climb.steps, "closed forms", climb.history

@@ -86,15 +86,18 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[torch.Gene
         yield torch.Generator().manual_seed(int(seed))
 
 
-def floor_warning(theta: Parameters) -> str | None:
-    """A sentence for parameters on their floor, where the likelihood has no maximum, or for components without rows, else None."""
-    names, empty = theta.at_floor(), theta.emptied()
+def floor_warning(model: Model, theta: Parameters) -> str | None:
+    """A sentence for parameters on their floor, where the likelihood has no maximum, or for components without rows, else None.
+
+    The advice is that for components where the model has them. Other shares of 0 are no defect: a face that never came up.
+    """
+    names, empty = theta.at_floor(), [share for share in theta.emptied() if share.partition("[")[0] in model.exchangeable]
     if empty and not names:
-        return f"{few(empty)} is 0, a component without rows: try another seed or fewer components"
+        return f"{few(empty)} {'is' if len(empty) == 1 else 'are'} 0, without rows: try another seed or fewer components"
     if not names:
         return None
     stand = "stands on its floor" if len(names) == 1 else "stand on their floors"
-    return (
-        f"{few(names)} {stand}, where the likelihood has no maximum: try more rows, another seed, fewer components or latents, "
-        "or a covariance with fewer free parameters"
-    )
+    advice = "try more rows, another seed, fewer components or latents, or a covariance with fewer free parameters"
+    if not model.exchangeable:
+        advice = "some values are explained without remainder; try more rows, fewer latents, or leaving such a feature out"
+    return f"{few(names)} {stand}, where the likelihood has no maximum: {advice}"

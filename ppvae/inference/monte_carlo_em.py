@@ -75,7 +75,7 @@ class MonteCarloEM(Method):
         climb = NoisyClimb(task, self)
         with pyro.validation_enabled(False):
             status, converged = climb.run()
-        warning = floor_warning(task.theta)
+        warning = floor_warning(task.model, task.theta)
         said = f"{status}; {warning}" if warning else status
         return Outcome(climb.guide, said, converged and warning is None, climb.step, climb.engine, climb.history)
 

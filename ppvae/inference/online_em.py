@@ -69,7 +69,7 @@ class OnlineEM(Method):
     def run(self, task: Task) -> Outcome:
         walk = Walk(task, self)
         stopped = walk.run()
-        warning = floor_warning(task.theta)
+        warning = floor_warning(task.model, task.theta)
         gain = math.nan if stopped else walk.gain_of_em()
         done = (
             f"ran its {self.epochs} passes in {walk.steps} M-steps; one EM step over all rows from here would gain {gain:.1g} nats per row"

@@ -214,14 +214,16 @@ class Fit:
         """(N, L): the posterior mean of each row's continuous latents. Raises ValueError for a model without any."""
         posterior = self.posterior(data)
         if posterior.latent is None:
-            raise ValueError(f"{self.model.name} has no continuous latents: use predict for its components")
+            instead = "rows have nothing hidden" if posterior.component is None else "use predict for its components"
+            raise ValueError(f"{self.model.name} has no continuous latents: {instead}")
         return posterior.mean.cpu().numpy()
 
     def predict(self, data: object) -> np.ndarray:
         """(N,) the most probable component of each row. Raises ValueError for a model without components."""
         posterior = self.posterior(data)
         if posterior.component is None:
-            raise ValueError(f"{self.model.name} has no components: use transform for its continuous latents")
+            instead = "rows have nothing hidden" if posterior.latent is None else "use transform for its continuous latents"
+            raise ValueError(f"{self.model.name} has no components: {instead}")
         return posterior.log_weights.argmax(-1).cpu().numpy()
 
     @property
@@ -232,18 +234,21 @@ class Fit:
     def bic(self, data: object) -> float:
         """Bayesian information criterion, p ln N - 2 log-likelihood (total nats; lower is better).
 
-        Raises ValueError for a fit with a posterior over what all rows share, as `aic` does: both are about a point.
+        Raises ValueError, as `aic` does, for a fit with a posterior over what all rows share, since both are about a point, and for a model
+        without a density of rows.
         """
-        self._refuse_posterior("bic")
+        self._refuse("bic")
         data = as_data(data)
         return float(self.n_parameters * np.log(data.n_rows) - 2 * self.log_likelihood(data).sum())
 
     def aic(self, data: object) -> float:
         """Akaike information criterion, 2 p - 2 log-likelihood (total nats; lower is better)."""
-        self._refuse_posterior("aic")
+        self._refuse("aic")
         return float(2 * self.n_parameters - 2 * self.log_likelihood(data).sum())
 
-    def _refuse_posterior(self, criterion: str) -> None:
+    def _refuse(self, criterion: str) -> None:
+        if self.model.no_density:
+            raise ValueError(f"no {criterion}: {self.model.no_density}")
         if self.shared:
             raise ValueError(f"{criterion} is about a point estimate, this fit has a posterior: use arviz.loo(fit.to_arviz(data))")
 
@@ -327,8 +332,12 @@ class Fit:
         with seeded(seed, self.device):
             return conditional_mean(self, self.take(data))[1].cpu().numpy()
 
-    def to_arviz(self, data: object, draws: int = 100, seed: int = 0):
-        """ArviZ data with posterior, posterior_predictive, log_likelihood (marginal) and observed_data; see `ppvae.criticism.arviz`."""
+    def to_arviz(self, data: object, draws: int | None = None, seed: int = 0):
+        """ArviZ data with posterior, posterior_predictive, log_likelihood (marginal) and observed_data.
+
+        draws: by default 1000 of what all rows share and of the log-likelihood, 100 of each row's own latents and of replicated tables; a
+        sampler's chains as they are. See `ppvae.criticism.arviz`.
+        """
         from ppvae.criticism.arviz import fit_to_arviz
 
         return fit_to_arviz(self, self.take(data), draws=draws, seed=seed)

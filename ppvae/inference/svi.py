@@ -123,7 +123,7 @@ class SVI(Method):
         guide = guides.build(task.model, task.theta, data, task.guide)
         training = Training(self, task, data, held, guide)
         training.loop()
-        warning = floor_warning(task.theta)
+        warning = floor_warning(task.model, task.theta)
         status = "; ".join(said for said in (training.status, self.unbounded(), warning) if said)
         return Outcome(guide, status, training.converged and warning is None, training.done, training.step.engine, training.history)
 

@@ -75,7 +75,7 @@ class VariationalEM(Method):
         turns = Turns(self, task, guide)
         turns.loop()
         summed = None if turns.e_steps else "the guide has nothing to learn, since the story sums its latents out: every step was an M-step"
-        warning = floor_warning(task.theta)
+        warning = floor_warning(task.model, task.theta)
         status = "; ".join(said for said in (turns.status, summed, warning) if said)
         return Outcome(guide, status, turns.converged and warning is None, turns.done, turns.step.engine, turns.history)
 
