@@ -1,8 +1,9 @@
 """Data and Batch: rows of features, validated once; NaN means missing from here on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral, Real
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,9 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppvae.messages import few
 from ppvae.patterns import Patterns
-from ppvae.tables import read_table
+from ppvae.tables import numbered, read_table
 
 STRIP = 4096  # rows: a pass over the table keeps no copy of it
 
@@ -86,7 +88,7 @@ class Data:
     context: (N,) or (N, C), known for every row (labels, covariates).  columns: D names.
 
     Attributes: `x` (N, D) float64 with missing entries zeroed, `observed` (N, D) bool, `context`, `columns`, `name`, `labels` (known
-    classes, used for colours only), `image_shape`. Raises ValueError for what is not such a table.
+    classes, used for colours only), `image_shape` (height, width). Raises ValueError for what is not such a table.
 
     >>> data = Data([[1.0, 2.0], [3.0, float("nan")]], columns=["a", "b"])
     >>> data.n_rows, data.n_features, data.complete, data.observed[1].tolist()
@@ -102,8 +104,8 @@ class Data:
         self.x: Tensor = torch.where(self.observed, values, torch.zeros_like(values))
         self.columns: tuple[str, ...] = tuple(table.columns)
         self.name, self.labels = name, labels
-        self.image_shape: tuple[int, int] | None = image_shape or getattr(table, "image_shape", None)
-        self.index = getattr(table, "index", None)
+        self.image_shape = table.image_shape if image_shape is None else _as_image_shape(image_shape, values.shape[1])
+        self.index = table.index
         self.context = None if context is None else _as_context(context, len(values))
 
     @property
@@ -213,14 +215,31 @@ class Data:
             None if self.index is None else self.index[chosen],
         )
 
-    def in_order(self, columns: tuple[str, ...]) -> "Data":
-        """The same rows with the columns in this order; self where it is theirs already, or where the names are not the same."""
-        if self.columns == columns or set(self.columns) != set(columns):
+    def matched(self, columns: tuple[str, ...]) -> "Data":
+        """The same rows as a fit to these columns reads them: found by name, or by position where either table's columns have no names.
+
+        Raises ValueError for columns of other names, and for another number of them.
+        """
+        if set(self.columns) != set(columns):
+            self._check_places(columns)
+            return self
+        if self.columns == columns:
             return self
         order = [self.columns.index(c) for c in columns]
         other = self._like(self.x[:, order], self.observed[:, order], self.context, self.labels, self.index)
         other.columns = columns
         return other
+
+    def _check_places(self, columns: tuple[str, ...]) -> None:
+        """Raise ValueError unless columns without names of their own, here or there, can stand for one another by position."""
+        unnamed = any(list(names) == numbered(len(names)) for names in (self.columns, columns))
+        if unnamed and self.n_features == len(columns):
+            return
+        sizes = f"the fit knows {len(columns)} features ({few(columns)}), the data have {self.n_features}"
+        lacking, besides = [c for c in columns if c not in self.columns], [c for c in self.columns if c not in columns]
+        apart = [f"are without {few(lacking)}"] * bool(lacking) + [f"have {few(besides)} besides"] * bool(besides)
+        difference = "" if unnamed else f", and {' and '.join(apart)}"
+        raise ValueError(f"{sizes}{difference}: rename or choose columns (columns=, --columns)")
 
     def like(self, values: Tensor, columns: tuple[str, ...]) -> Tensor:
         """Values (..., D) of these columns in the order of this table; as they are where the names are not the same."""
@@ -235,8 +254,7 @@ class Data:
 
     def with_holes(self, share: float, seed: int = 0) -> "Data":
         """The same rows with a random `share` of the observed entries missing, no column wholly. Raises ValueError for a useless share."""
-        if not 0 < share < 1:
-            raise ValueError(f"the share of entries to hide lies between 0 and 1, not {share}")
+        check_share("what to hide is a share of the entries", share)
         drawn = torch.rand(self.observed.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
         hidden = (drawn < share) & self.observed
         if not hidden.any() or not (self.observed & ~hidden).any(0).all():
@@ -245,8 +263,7 @@ class Data:
 
     def split(self, share: float, seed: int = 0) -> tuple["Data", "Data"]:
         """(training rows, held-out rows), a random `share` of the rows held out."""
-        if not 0 < share < 1:
-            raise ValueError(f"holdout is a share of the rows between 0 and 1, not {share}")
+        check_share("holdout is a share of the rows", share)
         held = round(share * self.n_rows)
         if not 0 < held < self.n_rows:
             raise ValueError(f"holding out {share:g} of {self.n_rows} rows leaves an empty part: choose another share")
@@ -327,9 +344,23 @@ class Summary:
         return Data(x, context, self.columns, self.name, image_shape=self.image_shape)
 
 
+def check_share(what: str, value: object) -> None:
+    """Raise ValueError for what is not a number between 0 and 1."""
+    if not isinstance(value, Real) or not 0 < value < 1:
+        raise ValueError(f"{what} between 0 and 1, not {value!r}")
+
+
 def as_data(source) -> Data:
     """`source` itself if it is a Data, else Data(source)."""
     return source if isinstance(source, Data) else Data(source)
+
+
+def _as_image_shape(shape, n_features: int) -> tuple[int, int]:
+    """(height, width) of rows that are pictures. Raises ValueError for what is not the shape of `n_features` pixels."""
+    whole = isinstance(shape, Sequence) and all(isinstance(side, Integral) and side > 0 for side in shape)
+    if not whole or len(shape) != 2 or shape[0] * shape[1] != n_features:
+        raise ValueError(f"image_shape is (height, width), whole numbers whose product is the {n_features} features, not {shape!r}")
+    return int(shape[0]), int(shape[1])
 
 
 def _as_context(context, n_rows: int) -> Tensor:

@@ -29,7 +29,17 @@ class MaskedNormal(TorchDistribution):
     @property
     def covariance_matrix(self) -> Tensor:
         """(..., D, D), the covariance of all D entries."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define covariance_matrix, (..., D, D)")
+
+    @property
+    def mean(self) -> Tensor:
+        """(..., D): of all D entries, whatever is observed; given the observed ones see `conditional`."""
+        return self.loc.expand(self._extended_shape())
+
+    @property
+    def variance(self) -> Tensor:
+        """(..., D): of each entry, whatever is observed."""
+        return self.covariance_matrix.diagonal(dim1=-2, dim2=-1).expand(self._extended_shape())
 
     def expand(self, batch_shape, _instance=None):
         new = type(self).__new__(type(self))
@@ -76,7 +86,7 @@ class MaskedMultivariateNormal(MaskedNormal):
     """N(loc, covariance) scored on its observed entries alone.
 
     loc: (..., D).  covariance: (..., D, D).  observed: bool (..., D), or None when every entry is. Differentiable; a wholly missing row
-    scores 0; a sample has all D entries.
+    scores 0; a sample has all D entries. Raises ValueError for other shapes, and for a mask that is not a tensor of booleans.
 
     >>> d = MaskedMultivariateNormal(torch.zeros(2), torch.eye(2), torch.tensor([[True, False], [False, False]]))
     >>> [round(float(v), 4) for v in d.log_prob(torch.tensor([[0.0, 9.0], [9.0, 9.0]])).abs()]
@@ -86,7 +96,7 @@ class MaskedMultivariateNormal(MaskedNormal):
     arg_constraints = {"loc": constraints.real_vector, "covariance": constraints.positive_definite}  # noqa: RUF012
 
     def __init__(self, loc: Tensor, covariance: Tensor, observed: Tensor | None = None, validate_args: bool | None = None) -> None:
-        shape = torch.broadcast_shapes(loc.shape[:-1], covariance.shape[:-2], () if observed is None else observed.shape[:-1])
+        shape = batch_shape(observed, loc=(loc, "D"), covariance=(covariance, "DD"))
         self.loc, self.covariance, self.observed = loc, covariance, observed
         super().__init__(shape, loc.shape[-1:], validate_args=False)
 
@@ -113,7 +123,8 @@ class MaskedMultivariateNormal(MaskedNormal):
 class MaskedLowRankNormal(MaskedNormal):
     """N(loc, factor factor^T + diag(diagonal)) scored on its observed entries alone, through L x L systems (Woodbury).
 
-    loc: (..., D).  factor: (..., D, L).  diagonal: (..., D), positive.  observed: bool (..., D), or None when every entry is.
+    loc: (..., D).  factor: (..., D, L).  diagonal: (..., D), positive.  observed: bool (..., D), or None when every entry is. Raises
+    ValueError as `MaskedMultivariateNormal` does.
 
     >>> d = MaskedLowRankNormal(torch.zeros(3), torch.ones(3, 1), torch.ones(3), torch.tensor([[True, True, False]]))
     >>> dense = MaskedMultivariateNormal(torch.zeros(3), d.covariance_matrix, d.observed)
@@ -127,8 +138,7 @@ class MaskedLowRankNormal(MaskedNormal):
     def __init__(
         self, loc: Tensor, factor: Tensor, diagonal: Tensor, observed: Tensor | None = None, validate_args: bool | None = None
     ) -> None:
-        mask_shape = () if observed is None else observed.shape[:-1]
-        shape = torch.broadcast_shapes(loc.shape[:-1], factor.shape[:-2], diagonal.shape[:-1], mask_shape)
+        shape = batch_shape(observed, loc=(loc, "D"), factor=(factor, "DL"), diagonal=(diagonal, "D"))
         self.loc, self.factor, self.diagonal, self.observed = loc, factor, diagonal, observed
         super().__init__(shape, loc.shape[-1:], validate_args=False)
 
@@ -179,7 +189,7 @@ class MaskedMultinomial(TorchDistribution):
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(self, probabilities: Tensor, throws: Tensor, observed: Tensor | None = None, validate_args: bool | None = None) -> None:
-        shape = torch.broadcast_shapes(probabilities.shape[:-1], throws.shape, () if observed is None else observed.shape[:-1])
+        shape = batch_shape(observed, probabilities=(probabilities, "D"), throws=(throws, ""))
         self.probabilities, self.throws, self.observed = probabilities, throws, observed
         super().__init__(shape, probabilities.shape[-1:], validate_args=False)
 
@@ -210,6 +220,34 @@ class MaskedMultinomial(TorchDistribution):
         ways = torch.lgamma(total + 1) - torch.lgamma(counts + 1).sum(-1)
         scores = ways + (counts * self.probabilities.log()).sum(-1) - total * share
         return scores.expand(torch.broadcast_shapes(scores.shape, self.batch_shape))
+
+
+def batch_shape(observed: Tensor | None, **given: tuple[Tensor, str]) -> torch.Size:
+    """The batch shape of parameters, each given with the letters of its last axes, such as (covariance, "DD"), and a mask (..., D) or None.
+
+    Raises ValueError for an axis that is missing or differs from one of the same letter, for a mask that is not a tensor of booleans, and
+    for leading axes that do not broadcast.
+    """
+    if observed is not None:
+        if not isinstance(observed, Tensor) or observed.dtype is not torch.bool:
+            kind = observed.dtype if isinstance(observed, Tensor) else type(observed).__name__
+            raise ValueError(f"observed is a mask, a tensor of booleans (..., D), not {kind}: ~torch.isnan(x) makes one")
+        given["observed"] = (observed, "D")
+    sizes: dict[str, int] = {}
+    for tensor, letters in given.values():
+        axes = tensor.shape[tensor.ndim - len(letters) :]
+        if tensor.ndim < len(letters) or any(sizes.setdefault(*pair) != pair[1] for pair in zip(letters, axes, strict=True)):
+            raise ValueError(_misfit(given))
+    try:
+        return torch.broadcast_shapes(*(tensor.shape[: tensor.ndim - len(letters)] for tensor, letters in given.values()))
+    except RuntimeError as error:
+        raise ValueError(_misfit(given)) from error
+
+
+def _misfit(given: dict[str, tuple[Tensor, str]]) -> str:
+    wanted = ", ".join(f"{name} ({', '.join(['...', *letters])})" for name, (_, letters) in given.items())
+    found = " and ".join(str(tuple(tensor.shape)) for tensor, _ in given.values())
+    return f"shapes that do not go together: {wanted} came as {found}"
 
 
 def _whitened(tril: Tensor, residual: Tensor) -> Tensor:

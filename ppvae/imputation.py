@@ -3,10 +3,10 @@
 Missing at random is assumed: whether an entry is missing may depend on what is observed, not on what is missing.
 """
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import sqrt
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from scipy import stats
 from torch import Tensor
 
 from ppvae.criticism.predictive import posterior_draws
-from ppvae.data import Batch, Data
+from ppvae.data import Batch, Data, as_data, check_share
 from ppvae.distributions import MaskedNormal
 from ppvae.inference.method import seeded
 from ppvae.program.joint import in_draws, latent_sites, log_joint, log_joint_given_shared, random_sites
-from ppvae.tables import completed
+from ppvae.scores import warn_of_few
+from ppvae.tables import column_names, completed
 
 if TYPE_CHECKING:
     from ppvae.inference.result import Fit
@@ -30,27 +31,30 @@ if TYPE_CHECKING:
 ENTRIES = 2**21  # numbers in one run of the story
 SHARED = 200  # draws of what all rows share
 WEIGHTED = 1000  # draws of a row's latents where they are weighted by importance
+RESAMPLES = 1000  # tries to draw rows among which every column is observed
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Latents of the rows of a batch, S of each, with their weights: {site: (S, B, ...)}, weights (S, B) summing to 1 over S."""
+    """Latents of the rows of a batch, S of each, with their weights: {site: (S, B, ...)}, weights (S, B) summing to 1 over S.
+
+    effective_sample_size: (B,), how many equally weighted draws the weighted ones were worth; inf where they come from the exact posterior.
+    """
 
     values: dict[str, Tensor]
     weights: Tensor
+    effective_sample_size: Tensor
 
-    @property
-    def effective_sample_size(self) -> Tensor:
-        """(B,): 1 / sum of squared weights."""
-        return 1 / self.weights.square().sum(0)
+    @classmethod
+    def equal(cls, values: dict[str, Tensor], draws: int, effective_sample_size: Tensor) -> "Latents":
+        """Draws of equal weight."""
+        return cls(values, torch.full_like(effective_sample_size, 1 / draws).expand(draws, -1), effective_sample_size)
 
     def resample(self, draws: int) -> "Latents":
         """`draws` of them for each row, in proportion to their weights, now of equal weight. Uses torch's global generator."""
         chosen = torch.multinomial(self.weights.mT, draws, replacement=True).mT
         rows = torch.arange(chosen.shape[1], device=chosen.device)
-        return Latents(
-            {name: v[chosen, rows] for name, v in self.values.items()}, torch.full_like(self.weights[:1], 1 / draws).expand(draws, -1)
-        )
+        return Latents.equal({name: v[chosen, rows] for name, v in self.values.items()}, draws, self.effective_sample_size)
 
 
 def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
@@ -63,27 +67,27 @@ def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
     if fit.shared:
         return latents_given_shared(fit, batch, draws or SHARED)
     if fit.exact is not None:
-        posterior = fit.exact.posterior(fit.theta, batch)
+        posterior, all_of_it = fit.exact.posterior(fit.theta, batch), torch.full_like(batch.x[:, 0], torch.inf)
         if draws is not None:
-            values = posterior.sample(draws)
-            return Latents(values, batch.x.new_full((draws, batch.size), 1 / draws))
+            return Latents.equal(posterior.sample(draws), draws, all_of_it)
         values = {} if posterior.latent is None else {posterior.latent: posterior.shaped(posterior.loc.transpose(0, 1))}
         if posterior.component is not None:
             parts = torch.arange(posterior.loc.shape[1], device=batch.x.device)
             values[posterior.component] = parts.unsqueeze(1).expand(-1, batch.size)
-        return Latents(values, posterior.log_weights.exp().mT)
+        return Latents(values, posterior.log_weights.exp().mT, all_of_it)
     trace = poutine.trace(in_draws(fit.guide, WEIGHTED)).get_trace(batch)
     trace.compute_log_prob()
     sites = random_sites(trace)
     values = {name: site["value"] for name, site in sites.items()}
     log_q = sum(site["log_prob"] / batch.scale for site in sites.values())
-    found = Latents(values, (log_joint(fit.program, batch, values, WEIGHTED) - log_q).softmax(0))
+    weights = (log_joint(fit.program, batch, values, WEIGHTED) - log_q).softmax(0)
+    found = Latents(values, weights, 1 / weights.square().sum(0))
     return found if draws is None else found.resample(draws)
 
 
 def latents_given_shared(fit: "Fit", batch: Batch, draws: int) -> Latents:
     """Draws from the guide, {site: (S, B, ...)} and (S, 1, ...) for what all rows share; a site that it leaves out, given those."""
-    uniform = batch.x.new_full((draws, batch.size), 1 / draws)
+    worth = torch.full_like(batch.x[:, 0], draws)
     sites = random_sites(poutine.trace(in_draws(fit.guide, draws)).get_trace(batch))
     values = {name: site["value"] for name, site in sites.items()}
     left = {name: site for name, site in latent_sites(fit.program, batch).items() if name not in values}
@@ -91,17 +95,26 @@ def latents_given_shared(fit: "Fit", batch: Batch, draws: int) -> Latents:
         for name in left:
             terms = log_joint_given_shared(fit.program, batch, values, draws)  # (K, S, B)
             values[name] = pyro.distributions.Categorical(logits=terms.movedim(0, -1)).sample()
-        return Latents(values, uniform)
+        return Latents.equal(values, draws, worth)
     each = [posterior_draws(fit.model, fit.theta, fit.guide, batch, 1) for _ in range(draws)]
     stacked = {name: torch.stack([drawn[name] for drawn in each]) for name in each[0]}
-    return Latents({name: v.unsqueeze(1) if name in fit.shared else v for name, v in stacked.items()}, uniform)
+    return Latents.equal({name: v.unsqueeze(1) if name in fit.shared else v for name, v in stacked.items()}, draws, worth)
 
 
 def _row_distribution(fit: "Fit", batch: Batch, latents: Latents) -> pyro.distributions.TorchDistribution:
     """The story's distribution of x at these latents, (S, B) in shape."""
     draws = latents.weights.shape[0]
     story = poutine.condition(in_draws(fit.program, draws), data=latents.values)
-    return random_sites(poutine.trace(story).get_trace(batch))["x"]["fn"]
+    fn = random_sites(poutine.trace(story).get_trace(batch))["x"]["fn"]
+    base = fn
+    while isinstance(base, pyro.distributions.MaskedDistribution | pyro.distributions.ExpandedDistribution):
+        base = base.base_dist
+    if batch.x.shape[1] > 1 and not isinstance(base, MaskedNormal | torch.distributions.Independent):
+        raise ValueError(
+            f"{fit.model.name}: {type(base).__name__} does not say how the missing entries of a row depend on the observed ones: "
+            "impute with a model whose x is normal, or a distribution of single entries given the latents, .to_event(1)"
+        )
+    return fn
 
 
 def _mean(fn: pyro.distributions.TorchDistribution, x: Tensor) -> Tensor:
@@ -112,8 +125,40 @@ def _draw(fn: pyro.distributions.TorchDistribution, x: Tensor) -> Tensor:
     return fn.complete(x) if isinstance(fn, MaskedNormal) else fn.sample()
 
 
+def read(fit: "Fit", source: Any) -> Data:
+    """A table to be imputed; of a frame, those of its columns that the fit knows, if there are any."""
+    known = [name for name in column_names(source) if name in fit.trained_on.columns]
+    return Data(source, columns=known) if known else as_data(source)
+
+
+def impute(fit: "Fit", source: Any, draws: int | None, seed: int, bootstrap: bool) -> Any:
+    """What `fit.impute` gives: the means in the form of `source`, or `draws` tables (M, N, D) in the order of its columns."""
+    if draws is None and bootstrap:
+        raise ValueError("bootstrap draws the parameters of each table: say how many tables, draws=20")
+    if draws is not None:
+        _check_draws(draws, 1)
+    own = read(fit, source)
+    data = fit.take(own)
+    with seeded(seed, fit.device):
+        if draws is None:
+            filled, sizes = conditional_mean(fit, data)
+        else:
+            filled, sizes = bootstrapped_draws(fit, data, draws, seed) if bootstrap else proper_draws(fit, data, draws)
+    warn_of_few(sizes, WEIGHTED, data, "their imputations are rough (fit.imputation_sample_size), so train the guide for longer")
+    values = own.like(filled, data.columns).cpu().numpy()
+    return like_source(values, source, own) if draws is None else values
+
+
+def _check_draws(draws: object, least: int) -> None:
+    if not isinstance(draws, Integral) or isinstance(draws, bool) or draws < least:
+        raise ValueError(f"draws must be a whole number, at least {least}, not {draws!r}")
+
+
 def conditional_mean(fit: "Fit", data: Data) -> tuple[Tensor, Tensor]:
-    """(N, D): the table with E[x_missing | x_observed, theta] in its holes; and (N,) each row's effective sample size, inf where exact."""
+    """(N, D): the table with E[x_missing | x_observed, theta] in its holes; and (N,) each row's effective sample size, inf where exact.
+
+    Uses torch's global generator where it is not exact. Raises ValueError where such a mean does not exist.
+    """
     tables, sizes = [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for batch in data.chunks(_rows(data, WEIGHTED if fit.exact is None else 16)):
@@ -121,107 +166,151 @@ def conditional_mean(fit: "Fit", data: Data) -> tuple[Tensor, Tensor]:
             mean = _mean(_row_distribution(fit, batch, latents), batch.x)
             expected = (latents.weights.unsqueeze(-1) * mean).sum(0) if mean.ndim == 3 else mean
             tables.append(torch.where(batch.observed, batch.x, expected))
-            sizes.append(latents.effective_sample_size if fit.exact is None else torch.full_like(batch.x[:, 0], torch.inf))
-    return torch.cat(tables), torch.cat(sizes)
+            sizes.append(latents.effective_sample_size)
+    filled = torch.cat(tables)
+    if not torch.isfinite(filled).all():
+        raise ValueError(f"{fit.model.name}: a missing entry has no finite mean under this fit: draw them instead, impute(data, draws=20)")
+    return filled, torch.cat(sizes)
 
 
-def proper_draws(fit: "Fit", data: Data, draws: int) -> Tensor:
-    """(M, N, D): completed tables, latents and noise drawn. Uses torch's global generator."""
-    tables = []
+def proper_draws(fit: "Fit", data: Data, draws: int) -> tuple[Tensor, Tensor]:
+    """(M, N, D): completed tables, latents and noise drawn; and sizes as in `conditional_mean`. Uses torch's global generator."""
+    tables, sizes = [], []
     with torch.no_grad(), pyro.validation_enabled(False):
         for batch in data.chunks(_rows(data, max(draws, WEIGHTED if fit.exact is None else 0))):
             latents = posterior_latents(fit, batch, draws)
             drawn = _draw(_row_distribution(fit, batch, latents), batch.x)
             tables.append(torch.where(batch.observed, batch.x, drawn))
-    return torch.cat(tables, 1)
+            sizes.append(latents.effective_sample_size)
+    return torch.cat(tables, 1), torch.cat(sizes)
 
 
 def _rows(data: Data, draws: int) -> int:
     return max(1, ENTRIES // (draws * data.n_features))
 
 
-def bootstrapped_draws(fit: "Fit", data: Data, draws: int, seed: int) -> Tensor:
-    """(M, N, D): each completed table from parameters of their own, refitted to rows drawn with replacement (Efron 1994).
+def bootstrapped_draws(fit: "Fit", data: Data, draws: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(M, N, D): each completed table from parameters of their own, refitted to rows drawn with replacement (Efron 1994); and the least
+    sizes as in `conditional_mean`.
 
-    The refits start from this fit's parameters and use its method.
+    Rows are drawn such that every column is observed in some of them. The refits start from this fit's parameters and guide, and use its
+    method. Raises ValueError where columns are observed in so few rows that no such draw is found.
     """
     from ppvae.inference.fit import run
 
-    tables = []
+    tables, sizes = [], []
     for m in range(draws):
         with seeded(seed + m, data.device) as generator:
-            rows = torch.randint(data.n_rows, (data.n_rows,), generator=generator).to(data.device)
-        again = run(fit.method, fit.model, data.take(rows), copy.deepcopy(fit.theta).requires_grad_(True), seed=seed + m)
-        with seeded(seed + m, data.device):
-            tables.append(proper_draws(again, data, 1))
-    return torch.cat(tables)
+            again = run(fit.method, fit.model, resampled(data, generator), fit.theta, seed=seed + m, guide=fit.guide)
+            table, size = proper_draws(again, data, 1)
+        tables.append(table)
+        sizes.append(size)
+    return torch.cat(tables), torch.stack(sizes).amin(0)
+
+
+def resampled(data: Data, generator: torch.Generator) -> Data:
+    """N rows drawn with replacement, such that every column is observed in some of them."""
+    for _ in range(RESAMPLES):
+        drawn = data.take(torch.randint(data.n_rows, (data.n_rows,), generator=generator).to(data.device))
+        if not drawn.unobserved:
+            return drawn
+    rarest = data.columns[int(data.n_observed.argmin())]
+    raise ValueError(
+        f"bootstrap: each of {RESAMPLES} draws of the rows left a column without entries, and {rarest} has fewest: drop it, or bootstrap"
+    )
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """An estimate over multiple imputations (Rubin 1987, chapter 3), each (P,).
+    """An estimate over M imputations (Rubin 1987, section 3.3), each (P,).
 
-    estimate; standard_error: of the pooled estimate, within and between imputations; degrees_of_freedom: of its t distribution;
-    missing_information: the share of the variance that the missing entries cause.
+    With U the mean of the M variances, B the variance of the M estimates and T = U + (1 + 1/M) B:
+
+    estimate: the mean of the M estimates.  standard_error: sqrt(T).  missing_variance: lambda = (1 + 1/M) B / T, the share of the variance
+    that the missing entries cause.  degrees_of_freedom: nu = (M - 1) / lambda^2, of the estimate's t distribution.  missing_information:
+    gamma = lambda + (1 - lambda) 2 / (nu + 3), the fraction of information about the estimate that is missing ("fmi"): lambda,
+    corrected for a finite number of imputations (van Buuren 2018, section 2.3.5).
     """
 
     estimate: np.ndarray
     standard_error: np.ndarray
     degrees_of_freedom: np.ndarray
+    missing_variance: np.ndarray
     missing_information: np.ndarray
 
     def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """The confidence interval of each estimate."""
+        """The confidence interval of each estimate. Raises ValueError for a level that is not between 0 and 1."""
+        check_share("level is a share", level)
         half = stats.t.ppf((1 + level) / 2, self.degrees_of_freedom) * self.standard_error
         return self.estimate - half, self.estimate + half
 
 
-def pool(tables: Sequence, analysis: Callable[[object], tuple[object, object]]) -> Pooled:
+def pool(tables: Iterable, analysis: Callable[[Any], tuple[Any, Any]]) -> Pooled:
     """Pool an analysis of completed tables by Rubin's rules.
 
     tables: M completed tables, as `fit.impute(data, draws=M)` gives them.  analysis: table -> (estimate, its variance), numbers or (P,).
-    Raises ValueError for fewer than 2 tables or shapes that change from table to table.
+    Raises ValueError for fewer than 2 tables, for one table in the place of several, and for what is no such pair of finite numbers, of
+    the same shapes for every table.
 
     >>> tables = [np.array([[1.0], [2.0 + m / 10]]) for m in range(5)]
     >>> pooled = pool(tables, lambda t: (t.mean(0), t.var(0, ddof=1) / len(t)))
     >>> pooled.estimate.round(2).tolist()
     [1.6]
     """
-    if len(tables) < 2:
+    if not callable(analysis):
+        raise ValueError(f"the analysis must be a function of a table, not {analysis!r}")
+    single = getattr(tables, "ndim", 3) < 3 or hasattr(tables, "columns")
+    if single or not isinstance(tables, Iterable):
+        raise ValueError("pool takes several completed tables, as fit.impute(data, draws=20) gives them: not a single one")
+    found = [_pair(analysis(table)) for table in tables]
+    if len(found) < 2:
         raise ValueError("pooling needs at least 2 imputed tables: raise draws")
-    found = [analysis(table) for table in tables]
-    try:
-        estimates, variances = (np.stack([np.atleast_1d(np.asarray(f[i], dtype=float)) for f in found]) for i in (0, 1))
-    except ValueError as error:
-        raise ValueError("the analysis must give (estimate, variance) of the same shapes for every table") from error
+    if len({(estimate.shape, variance.shape) for estimate, variance in found}) > 1:
+        raise ValueError("the analysis must give (estimate, variance) of the same shapes for every table")
+    estimates, variances = (np.stack(part) for part in zip(*found, strict=True))
     if estimates.shape != variances.shape:
         raise ValueError(f"the analysis gives estimates of shape {estimates.shape[1:]} but variances of shape {variances.shape[1:]}")
-    m = len(tables)
-    within, between = variances.mean(0), estimates.var(0, ddof=1)
-    total = within + (1 + 1 / m) * between
+    m = len(found)
+    between = (1 + 1 / m) * estimates.var(0, ddof=1)
+    total = variances.mean(0) + between
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(total > 0, (1 + 1 / m) * between / total, 0.0)
+        share = np.where(total > 0, between / total, 0.0)
         freedom = np.where(share > 0, (m - 1) / share**2, np.inf)
-    return Pooled(estimates.mean(0), np.sqrt(total), freedom, share)
+    return Pooled(estimates.mean(0), np.sqrt(total), freedom, share, share + (1 - share) * 2 / (freedom + 3))
+
+
+def _pair(result: Any) -> tuple[np.ndarray, np.ndarray]:
+    """An estimate and its variance, as arrays of at least one dimension."""
+    try:
+        estimate, variance = (np.atleast_1d(np.asarray(part, dtype=float)) for part in result)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the analysis must give (estimate, its variance), two numbers or arrays, not {result!r}") from error
+    if not (np.isfinite(estimate).all() and np.isfinite(variance).all() and (variance >= 0).all()):
+        raise ValueError("the analysis must give finite estimates and variances from 0 up: a variance is the square of a standard error")
+    return estimate, variance
 
 
 def coverage(
-    fit: "Fit", data: Data, share: float = 0.1, draws: int = 200, levels: Sequence[float] = (0.5, 0.8, 0.95), seed: int = 0
+    fit: "Fit", data: Any, share: float = 0.1, draws: int = 200, levels: Iterable[float] = (0.5, 0.8, 0.95), seed: int = 0
 ) -> pd.DataFrame:
     """Hide a share of the known entries, and see how often their intervals cover them.
 
     Each hidden entry's interval is the central one of its `draws` imputations under the fit's parameters (which have seen the entry: the
     report is about the spread of the imputations, not about theta). Columns: level, covered, standard_error, entries.
 
-    Raises ValueError for a share that hides nothing or a whole column, and for fewer than 2 draws.
+    Raises ValueError for a share that hides nothing or a whole column, for fewer than 2 draws, and for levels that are not between 0 and 1.
     """
-    if draws < 2:
-        raise ValueError(f"an interval needs at least 2 draws, not {draws}")
+    _check_draws(draws, 2)
+    levels = list(levels) if isinstance(levels, Iterable) else [levels]
+    for level in levels:
+        check_share("a level is a share", level)
     data = fit.take(data)
     holes = data.with_holes(share, seed)
     hide = data.observed & ~holes.observed
     with seeded(seed, data.device):
-        drawn = proper_draws(fit, holes, draws)[:, hide]
+        tables, sizes = proper_draws(fit, holes, draws)
+    warn_of_few(sizes, WEIGHTED, holes, "their intervals are rough, so train the guide for longer")
+    drawn = tables[:, hide]
     truth = data.x[hide]
     rows = []
     for level in levels:
@@ -247,8 +336,9 @@ def like_source(values: np.ndarray, source: Any, data: Data) -> Any:
     if hasattr(source, "with_columns"):  # polars
         holes = ~data.observed.cpu().numpy()
         filled = [type(source[name])(name, values[:, i]) for i, name in enumerate(data.columns) if holes[:, i].any()]
-        return source.with_columns(filled)
+        # A column of real numbers keeps its precision.
+        return source.with_columns(f.cast(source[f.name].dtype) if source[f.name].dtype.is_float() else f for f in filled)
     return values
 
 
-__all__ = ["Pooled", "bootstrapped_draws", "conditional_mean", "coverage", "like_source", "pool", "proper_draws"]
+__all__ = ["Pooled", "bootstrapped_draws", "conditional_mean", "coverage", "impute", "like_source", "pool", "proper_draws", "read"]

@@ -1,5 +1,6 @@
 """How good a fit is, row by row: exact where the model is, estimated with a standard error elsewhere, and marked as which."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import sqrt
@@ -89,7 +90,24 @@ def by_chunks(score: Callable[[Batch], Tensor], data: Data, rows: int) -> Tensor
 
 def exact_log_marginal(exact: Exact, theta: Parameters, data: Data) -> Tensor:
     """(N,): log p(x_n | theta)."""
-    return by_chunks(lambda batch: exact.log_marginal(theta, batch), data, exact.chunk_rows(data))
+    return of_something(by_chunks(lambda batch: exact.log_marginal(theta, batch), data, exact.chunk_rows(data)), data)
+
+
+def of_something(scores: Tensor, data: Data) -> Tensor:
+    """Scores (N,), or their errors, with 0 for each row in which nothing is observed: log 1, whatever sampling or rounding made of it."""
+    return torch.where(data.observed.any(1), scores, 0.0)
+
+
+def warn_of_few(sizes: Tensor, draws: int, data: Data, remedy: str) -> None:
+    """Warn, once, where rows with missing entries have fewer than `ENOUGH` effective draws (N,) among their importance-weighted `draws`."""
+    sizes = sizes[~data.observed.all(1)]
+    few = int((sizes < ENOUGH).sum())
+    if few:
+        warnings.warn(
+            f"in {few} of {len(sizes)} rows with missing entries fewer than {ENOUGH} of {draws} importance-weighted draws count "
+            f"({sizes.min():.1f} at the least): {remedy}",
+            stacklevel=4,
+        )
 
 
 def by_draws(score: Callable[[Batch, int], Tensor], data: Data, draws: int, shared: bool) -> Tensor:
@@ -121,24 +139,26 @@ def sampled_evidence(program: Program, guide: nn.Module, data: Data, draws: int 
     """
     weights = by_draws(lambda batch, s: log_weights(program, guide, batch, s, given_shared=True), data, draws, shared)
     if shared:
-        return predictive_density(weights)
+        return predictive_density(weights, data)
     value, share = mean_weight(weights)
+    warn_of_few(1 / share.square().sum(0), draws, data, "raise draws, or train the guide for longer")
     spread = (draws * share.square().sum(0) - 1).clamp(min=0).sqrt() / sqrt(draws)
     improper = without_prior(program, data.head(1))
     how = f"importance sampling, {draws} draws a row"
     if improper:
         how = f"log p(x | {improper[0]}) at the guide's {improper[0]}: no prior, no evidence"
-    return Scores(value, spread, how)
+    return Scores(of_something(value, data), of_something(spread, data), how)
 
 
-def predictive_density(rows: Tensor) -> Scores:
+def predictive_density(rows: Tensor, data: Data) -> Scores:
     """(N,): the log of the mean over draws of p(x_n | shared), from its logarithms at draws of what all rows share (S, N)."""
     draws = len(rows)
     value, share = mean_weight(rows)
     spread = (draws * share.square().sum(0) - 1).clamp(min=0).sqrt() / sqrt(draws)
     # To first order the mean over rows moves with each draw by the rows' mean share in it.
     together = float((draws * share.mean(1)).std() / sqrt(draws))
-    return Scores(value, spread, f"posterior predictive, {draws} draws of what all rows share", together)
+    how = f"posterior predictive, {draws} draws of what all rows share"
+    return Scores(of_something(value, data), of_something(spread, data), how, together)
 
 
 def shared_divergence(program: Program, guide: nn.Module, data: Data, draws: int = 1000) -> Scores:

@@ -26,7 +26,8 @@ def kmeans_partition(data: Data, n_components: int, generator: torch.Generator) 
     count = member.sum(0).clamp(min=1.0)
     centres = member.mT @ rows / count[:, None]
     residual = rows - member @ centres
-    scatter = torch.einsum("nk,nd,ne->kde", member, residual, residual)
+    own = [residual[found.labels_ == k] for k in range(n_components)]
+    scatter = torch.stack([part.mT @ part for part in own])
     features = rows.shape[1]
     pooled = scatter.sum(0) / len(rows) + 1e-3 * torch.eye(features, dtype=rows.dtype, device=rows.device)
     prior = features + 1

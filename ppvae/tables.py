@@ -68,21 +68,35 @@ def read_frame(path: Path) -> pd.DataFrame:
     if frame is None:
         table = _from_array(np.asarray(content), None, path.name)
         return pd.DataFrame(table.values, columns=list(table.columns))
-    return frame.set_axis(_names(frame), axis=1)
+    return frame.set_axis(column_names(frame), axis=1)
 
 
 def completed(frame: pd.DataFrame, columns: Sequence[str], values: np.ndarray) -> pd.DataFrame:
     """`frame` with the missing entries of `columns` taken from `values` (N, D); rows, other columns and their dtypes as they were.
 
+    A column of whole numbers or booleans whose missing entries are filled in becomes one of real numbers, of its kind (Int64: Float64).
+
     >>> completed(pd.DataFrame({"a": [1, 2], "b": [0.5, None]}), ["a", "b"], np.array([[1.0, 0.5], [2.0, 0.7]])).to_dict("list")
     {'a': [1, 2], 'b': [0.5, 0.7]}
     """
-    frame = frame.copy()
-    for name, column in zip(columns, values.T, strict=True):
-        missing = frame[name].isna()
+    frame, names = frame.copy(), column_names(frame)
+    for name, filled in zip(columns, values.T, strict=True):
+        place = names.index(name)
+        column = frame.iloc[:, place]
+        missing = column.isna()
         if missing.any():
-            frame[name] = frame[name].where(~missing, column)
+            values = np.where(missing, filled, _numbers(column))
+            frame.isetitem(place, pd.Series(values, frame.index, dtype=_float_like(column.dtype)))
     return frame
+
+
+def _float_like(dtype) -> object:
+    """The dtype of real numbers nearest to a column's: its own if it is one, else float64 of its kind (nullable, pyarrow's, NumPy's)."""
+    if types.is_float_dtype(dtype):
+        return dtype
+    if isinstance(dtype, pd.ArrowDtype):
+        return "double[pyarrow]"
+    return "Float64" if types.is_extension_array_dtype(dtype) else np.float64
 
 
 def check_destination(path: Path) -> None:
@@ -123,7 +137,7 @@ def labelled(frame: pd.DataFrame) -> bool:
 
 
 def _from_frame(frame: pd.DataFrame, columns: Sequence[str] | None, where: str) -> Table:
-    names = _names(frame)
+    names = column_names(frame)
     _check_names(names, where)
     if columns is not None:
         for column in columns:
@@ -137,10 +151,18 @@ def _from_frame(frame: pd.DataFrame, columns: Sequence[str] | None, where: str) 
     return Table(_finite(values, names, where), tuple(names), frame.index)
 
 
-def _names(frame: pd.DataFrame) -> list[str]:
-    """The names of a frame's columns; x0, x1, ... where it has none."""
+def column_names(source) -> list[str]:
+    """The names of a frame's columns; x0, x1, ... where it has none; no names for what is not a frame."""
+    frame = _as_frame(source)
+    if frame is None:
+        return []
     unnamed = frame.columns.equals(pd.RangeIndex(len(frame.columns)))
-    return [f"x{name}" if unnamed else str(name) for name in frame.columns]
+    return numbered(len(frame.columns)) if unnamed else [str(name) for name in frame.columns]
+
+
+def numbered(n: int) -> list[str]:
+    """The names of n columns that came without: x0, x1, ..."""
+    return [f"x{i}" for i in range(n)]
 
 
 def _from_array(array: np.ndarray, columns: Sequence[str] | None, where: str) -> Table:
@@ -156,7 +178,7 @@ def _from_array(array: np.ndarray, columns: Sequence[str] | None, where: str) ->
     elif image_shape:
         names = [f"pixel_{row}_{column}" for row in range(image_shape[0]) for column in range(image_shape[1])]
     else:
-        names = [f"x{i}" for i in range(values.shape[1])]
+        names = numbered(values.shape[1])
     if len(names) != values.shape[1]:
         raise ValueError(f"{where} has {values.shape[1]} columns without names and {len(names)} names were given: give one name to each")
     _check_names(names, where)
@@ -208,7 +230,8 @@ def _read_file(path: Path) -> pd.DataFrame | np.ndarray:
         ".parquet": _read_parquet,
     }
     if not path.exists():
-        raise ValueError(f"no such file: {path}")
+        named = "" if path.suffix else f" (a data set that comes with ppvae is ppvae.load_data({str(path)!r}))"
+        raise ValueError(f"no such file: {path}{named}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the path of one {', '.join(readers)} file")
     reader = readers.get(path.suffix.lower())
@@ -306,7 +329,8 @@ def _is_numeric(column: pd.Series) -> bool:
     if types.is_object_dtype(column.dtype):  # Python's own objects: numbers and None, or text
         kind = types.infer_dtype(column, skipna=True)
         return kind in {"integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty"}
-    return types.is_numeric_dtype(column.dtype) and not types.is_complex_dtype(column.dtype)
+    real = types.is_numeric_dtype(column.dtype) and not types.is_complex_dtype(column.dtype)
+    return real or types.is_bool_dtype(column.dtype)
 
 
 def _numbers(column: pd.Series) -> np.ndarray:

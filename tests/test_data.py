@@ -104,6 +104,32 @@ def test_columns_come_in_the_order_of_the_fit():
     np.testing.assert_array_equal(fit.log_likelihood(turned), fit.log_likelihood(iris))
 
 
+@pytest.mark.parametrize("ask", ["log_likelihood", "elbo", "kl", "posterior", "transform", "bic", "replicate", "impute", "to_arviz"])
+def test_columns_of_other_names_are_refused_wherever_a_fit_meets_data(ask):
+    iris = ppvae.load_data("iris")
+    fit = ppvae.fit(ppvae.models.PPCA(1), iris)
+    frame = iris.frame().rename(columns={iris.columns[3]: "petal width (mm)"})
+    said = r"the data have 4, and are without petal width \(cm\) and have petal width \(mm\) besides"
+    with pytest.raises(ValueError, match=said if ask != "impute" else r"the data have 3, and are without petal width \(cm\)"):
+        getattr(fit, ask)(frame)
+
+
+def test_columns_without_names_are_read_by_position():
+    iris = ppvae.load_data("iris")
+    named, unnamed = (ppvae.fit(ppvae.models.PPCA(1), table) for table in (iris, iris.numpy()))
+    for fit, table in ((named, iris.numpy()), (named, pd.DataFrame(iris.numpy())), (unnamed, iris)):
+        np.testing.assert_array_equal(fit.log_likelihood(table), named.log_likelihood(iris))
+    with pytest.raises(ValueError, match=r"the fit knows 4 features .* the data have 3"):
+        named.log_likelihood(iris.numpy()[:, :3])
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (4,), 4, "ab", (2.0, 2.0), (-2, -2), (2, 2, 1)])
+def test_an_image_shape_is_that_of_the_pixels(shape):
+    assert Data(np.eye(4), image_shape=[2, 2]).image_shape == (2, 2)
+    with pytest.raises(ValueError, match=r"image_shape is \(height, width\)"):
+        Data(np.eye(4), image_shape=shape)
+
+
 def test_batches_carry_the_scale_and_cover_every_row_once():
     data = Data(np.arange(10.0).reshape(5, 2))
     part = data.batch(torch.tensor([4, 1]))
@@ -122,8 +148,9 @@ def test_split_and_take_keep_rows_together():
         assert part.frame().index.tolist() == [f"r{i}" for i in part.labels]
     again, _ = Data(frame).split(0.25, seed=3)
     assert torch.equal(again.x, train.x)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        Data(frame).split(1.5)
+    for share in (1.5, "half"):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            Data(frame).split(share)
 
 
 def test_rescaled_maps_the_whole_table_onto_the_unit_interval():

@@ -1,19 +1,24 @@
 """Imputation: conditional means against regression formulas, proper draws, coverage, pooling, hidden entries."""
 
 import math
+import sys
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import ppvae
+import ppvae.inference.fit
 from ppvae.criticism import missingness
 from ppvae.distributions import MaskedLowRankNormal, MaskedMultivariateNormal
-from ppvae.models import GMM, PPCA, VAE
+from ppvae.models import GMM, PPCA, VAE, Die, FactorAnalysis, Gaussian, MixtureFA, MixturePPCA
 
 RANDOM = np.random.default_rng(7)
+inference = sys.modules["ppvae.inference.fit"]  # the module: `ppvae.fit` is the function
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +119,73 @@ class TestDraws:
         wide = fit.impute(table, draws=60, bootstrap=True)[:, 0, 0]
         assert wide.std() > plain.std() * (1 + 4 / math.sqrt(2 * 60))
 
+    def test_bootstrap_observes_every_column(self):
+        """A column with two entries among 40: one resample in seven holds neither."""
+        table = RANDOM.standard_normal((40, 2))
+        table[2:, 0] = np.nan
+        fit = ppvae.fit(Gaussian(), table, ppvae.EM(max_steps=20))
+        assert np.isfinite(fit.impute(table, draws=20, bootstrap=True)).all()
+        with pytest.raises(ValueError, match="x1 has fewest"):
+            fit.impute(np.where([False, True], np.nan, table), draws=2, bootstrap=True)
+
+    def test_bootstrap_starts_from_the_fit(self, monkeypatch):
+        """What a refit is given: the parameters and the guide of the fit, neither of them changed by it."""
+        fit = ppvae.fit(VAE(1, hidden=(4,), likelihood="gaussian"), RANDOM.standard_normal((20, 2)), ppvae.SVI(steps=2, compile=False))
+        given, run = [], inference.run
+        monkeypatch.setattr(inference, "run", lambda *args, **kwargs: given.append((args, kwargs)) or run(*args, **kwargs))
+        before = {name: value.clone() for name, value in fit.guide.state_dict().items()}
+        fit.impute(np.array([[0.0, np.nan], [1.0, 2.0]]), draws=2, bootstrap=True)
+        assert all(args[3] is fit.theta and kwargs["guide"] is fit.guide for args, kwargs in given)
+        assert all((fit.guide.state_dict()[name] == value).all() for name, value in before.items())
+
+    @pytest.mark.parametrize("draws", [2.0, "5", True, 0])
+    def test_draws_are_counted(self, draws):
+        fit = ppvae.fit(PPCA(1), ppvae.load_data("iris"))
+        with pytest.raises(ValueError, match="draws must be a whole number, at least 1"):
+            fit.impute(ppvae.load_data("iris"), draws=draws)
+        with pytest.raises(ValueError, match="draws=20"):
+            fit.impute(ppvae.load_data("iris"), bootstrap=True)
+
+    @pytest.mark.parametrize(
+        ("table", "draws", "sentence"),
+        [
+            ([[1.0, 2, np.nan], [2, 2, 2]], None, "MaskedMultinomial does not say how the missing entries"),
+            ([[1.0, 2, np.nan], [2, 2, 2]], 2, "MaskedMultinomial does not say how the missing entries"),
+            ([[1.0], [np.nan], [3]], None, "no finite mean"),
+        ],
+    )
+    def test_a_die_says_what_it_cannot_impute(self, table, draws, sentence):
+        fit = ppvae.fit(Die(3), table)
+        with pytest.raises(ValueError, match=sentence):
+            fit.impute(table, draws=draws)
+
     def test_importance_weights(self, half_missing):
         fit = ppvae.fit(VAE(1, hidden=(8,), likelihood="gaussian"), half_missing[1], ppvae.SVI(steps=200))
         sizes = fit.imputation_sample_size(half_missing[1])
         assert ((sizes >= 1) & (sizes <= 1000 * (1 + 1e-4))).all()
         assert fit.impute(half_missing[1], draws=3).shape == (3, 150, 4)
         assert np.isfinite(fit.impute(half_missing[1])).all()
+
+    def test_too_few_effective_draws_are_said(self):
+        """A guide that no step has trained proposes latents that a far-away row does not have."""
+        table = RANDOM.standard_normal((30, 8))
+        fit = ppvae.fit(VAE(4, hidden=(4,), likelihood="gaussian"), table, ppvae.SVI(steps=1, compile=False))
+        table[0] = [*np.full(7, 200.0), np.nan]
+        for ask in (fit.log_likelihood, fit.impute):
+            with pytest.warns(UserWarning, match="in 1 of 1 rows with missing entries fewer than 20 of 1000"):
+                ask(table)
+
+    def test_nothing_observed_scores_nothing(self):
+        """log 1, also where the log-likelihood of other rows is an estimate."""
+        table = RANDOM.standard_normal((30, 3))
+        table[0] = np.nan
+        for model, method in (
+            (VAE(1, hidden=(4,), likelihood="gaussian"), ppvae.SVI(steps=5, compile=False)),
+            (GMM(2), ppvae.EM(max_steps=5)),
+        ):
+            scores = ppvae.fit(model, table, method).log_likelihood(table)
+            assert scores[0] == 0
+            assert scores.standard_error is None or scores.standard_error[0] == 0
 
 
 class TestCoverage:
@@ -140,8 +206,11 @@ class TestCoverage:
 
     def test_useless_share(self):
         fit = ppvae.fit(PPCA(1), ppvae.load_data("iris"))
-        with pytest.raises(ValueError, match="between 0 and 1"):
-            ppvae.coverage(fit, ppvae.load_data("iris"), share=1.5)
+        for wrong in ({"share": 1.5}, {"share": "all"}, {"levels": [0.5, 1.5]}, {"levels": ["a"]}):
+            with pytest.raises(ValueError, match="between 0 and 1"):
+                ppvae.coverage(fit, ppvae.load_data("iris"), **wrong)
+        with pytest.raises(ValueError, match="at least 2"):
+            ppvae.coverage(fit, ppvae.load_data("iris"), draws=2.5)
 
 
 class TestForms:
@@ -155,10 +224,27 @@ class TestForms:
         assert not whole.isna().any().any()
 
     def test_polars(self):
-        frame = pl.from_pandas(ppvae.load_data("airquality").frame())
+        frame = pl.from_pandas(ppvae.load_data("airquality").frame()).cast({"Ozone": pl.Float32, "Solar.R": pl.Int64})
         whole = ppvae.fit(PPCA(1), frame, ppvae.EM(max_steps=20)).impute(frame)
         assert isinstance(whole, pl.DataFrame)
-        assert whole.columns == frame.columns
+        assert whole.schema == frame.cast({"Solar.R": pl.Float64}).schema
+
+    def test_frames_without_names(self):
+        frame = pd.DataFrame(ppvae.load_data("airquality").numpy())
+        whole = ppvae.fit(PPCA(1), frame, ppvae.EM(max_steps=20)).impute(frame)
+        assert whole.columns.equals(frame.columns)
+        assert not whole.isna().any(axis=None)
+
+    @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+    def test_columns_that_the_fit_does_not_know_stay(self, kind):
+        air = ppvae.load_data("airquality")
+        fit = ppvae.fit(PPCA(1), air, ppvae.EM(max_steps=20))
+        frame = air.frame().assign(day="monday").iloc[:, ::-1]
+        whole = fit.impute(kind(dict(frame)))
+        assert list(whole.columns) == list(frame.columns)
+        assert set(whole["day"]) == {"monday"}
+        np.testing.assert_array_equal(whole["Ozone"], fit.impute(air)[:, 0])
+        assert fit.impute(frame, draws=2).shape == (2, 153, 4)
 
 
 class TestPooling:
@@ -169,14 +255,35 @@ class TestPooling:
         share = (1 + 1 / 3) * 1.0 / total
         assert pooled.estimate[0] == 2.0
         assert pooled.standard_error[0] == pytest.approx(math.sqrt(total))
-        assert pooled.missing_information[0] == pytest.approx(share)
-        assert pooled.degrees_of_freedom[0] == pytest.approx(2 / share**2)
+        freedom = 2 / share**2
+        increase = (1 + 1 / 3) * 1.0 / 0.5
+        assert pooled.missing_variance[0] == pytest.approx(share)
+        assert pooled.degrees_of_freedom[0] == pytest.approx(freedom)
+        # Rubin 1987, section 3.3: gamma = (r + 2 / (nu + 3)) / (r + 1), r the relative increase in variance.
+        assert pooled.missing_information[0] == pytest.approx((increase + 2 / (freedom + 3)) / (increase + 1))
         low, high = pooled.interval(0.95)
         assert low < 2 < high
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            pooled.interval(95)
+
+    def test_no_holes_cost_nothing(self):
+        pooled = ppvae.pool([2.0, 2.0], lambda t: (t, 0.5))
+        assert (pooled.missing_variance, pooled.missing_information, pooled.degrees_of_freedom) == (0, 0, np.inf)
 
     def test_mistakes(self):
         with pytest.raises(ValueError, match="at least 2"):
             ppvae.pool([1.0], lambda t: (t, 1.0))
+        for single in (np.eye(2), pd.DataFrame(np.eye(2)), 3):
+            with pytest.raises(ValueError, match="not a single one"):
+                ppvae.pool(single, lambda t: (t, 1.0))
+        for result in (1.0, None, (1, 2, 3), ("a", "b")):
+            with pytest.raises(ValueError, match=r"must give .estimate, its variance."):
+                ppvae.pool([1, 2], lambda t, result=result: result)
+        for result in ((1.0, -1.0), (1.0, np.nan)):
+            with pytest.raises(ValueError, match="finite estimates"):
+                ppvae.pool([1, 2], lambda t, result=result: result)
+        with pytest.raises(ValueError, match="function of a table"):
+            ppvae.pool([1, 2], "mean")
         with pytest.raises(ValueError, match="same shapes"):
             ppvae.pool([1, 2], lambda t: (np.ones(t), np.ones(t)))
         with pytest.raises(ValueError, match="variances of shape"):
@@ -208,6 +315,36 @@ class TestMaskedDistributions:
             torch.zeros(3).double().requires_grad_(),
         )
         assert torch.autograd.gradcheck(score, inputs)
+
+    @pytest.mark.parametrize(
+        ("mask", "sentence"),
+        [
+            ([True, False], "a tensor of booleans .*, not list"),
+            (torch.tensor([1.0, 0.0]), "not torch.float32"),
+            (torch.tensor([True]), r"observed \(..., D\) came as .* and \(1,\)"),
+            (torch.ones(3, 3, dtype=torch.bool), "do not go together"),
+        ],
+    )
+    def test_a_mask_is_one_of_booleans(self, mask, sentence):
+        for make in (
+            lambda: MaskedMultivariateNormal(torch.zeros(2), torch.eye(2), mask),
+            lambda: MaskedLowRankNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2), mask),
+        ):
+            with pytest.raises(ValueError, match=sentence):
+                make()
+
+    def test_shapes_go_together(self):
+        with pytest.raises(ValueError, match=r"covariance \(..., D, D\) came as \(3, 2\) and \(3, 3\)"):
+            MaskedMultivariateNormal(torch.zeros(3, 2), torch.eye(3))
+        with pytest.raises(ValueError, match="do not go together"):
+            MaskedMultivariateNormal(torch.zeros(3, 2), torch.eye(2).expand(4, 2, 2))
+
+    def test_mean_and_variance_are_of_all_entries(self):
+        factor, diagonal = torch.tensor([[1.0], [2.0]]), torch.tensor([0.5, 0.25])
+        low = MaskedLowRankNormal(torch.ones(2), factor, diagonal, torch.tensor([[True, False]] * 3))
+        for d in (low, MaskedMultivariateNormal(low.loc, low.covariance_matrix, low.observed)):
+            assert d.mean.tolist() == [[1, 1]] * 3
+            assert d.variance.tolist() == [[1.5, 4.25]] * 3
 
     def test_infinity_is_not_missing(self):
         d = MaskedMultivariateNormal(torch.zeros(2), torch.eye(2), torch.tensor([True, True]))
@@ -244,6 +381,11 @@ class TestMissingness:
         assert "sepal width" in said
         assert "petal" in said
 
+    def test_columns_never_together_are_named(self):
+        frame = pd.DataFrame(np.random.default_rng(1).standard_normal((60, 3)), columns=["dose", "height", "weight"])
+        frame.loc[:29, "dose"], frame.loc[30:, "weight"] = np.nan, np.nan
+        assert "no row holds both dose and weight" in missingness.warning(ppvae.Data(frame))
+
     def test_chance_is_not(self):
         frame = pd.DataFrame(np.random.default_rng(1).standard_normal((300, 4)))
         assert missingness.warning(ppvae.Data(frame.mask(np.random.default_rng(2).random(frame.shape) < 0.2))) is None
@@ -260,3 +402,39 @@ def test_columns_in_another_order_keep_their_places():
     assert np.allclose(fit.impute(turned)[list(frame.columns)], expected)
     assert np.allclose(fit.impute(ppvae.Data(turned)), expected[list(turned.columns)])
     assert np.allclose(fit.impute(turned, draws=2), fit.impute(frame, draws=2)[..., [3, 2, 0, 1]])
+
+
+class Largest(TorchDispatchMode):
+    """Watches every tensor that is made, and remembers the largest: how many doubles its memory could hold, and what made it."""
+
+    def __init__(self):
+        super().__init__()
+        self.doubles, self.made_by = 0.0, ""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() / 8 > self.doubles:
+                self.doubles, self.made_by = tensor.untyped_storage().nbytes() / 8, f"{function} {tuple(tensor.shape)}"
+        return result
+
+
+EXACT = [
+    Gaussian(),
+    PPCA(2),
+    FactorAnalysis(2),
+    *(GMM(6, covariance=c) for c in ("full", "tied", "diag", "spherical")),
+    MixturePPCA(6, 2),
+    MixtureFA(6, 2),
+]
+
+
+@pytest.mark.parametrize("model", EXACT, ids=str)
+def test_no_array_of_em_is_larger_than_four_tables(model):
+    """Rows are worked on in chunks of at most 4,096 with a few patterns; whatever grows with the rows stays below 4 doubles an entry."""
+    table = RANDOM.standard_normal((20_000, 6))
+    table[RANDOM.random(table.shape) < 0.3] = np.nan
+    data = ppvae.Data(table)
+    with Largest() as largest:
+        ppvae.fit(model, data, ppvae.EM(max_steps=2))
+    assert largest.doubles <= 4 * table.size, largest.made_by

@@ -24,6 +24,7 @@ nan = float("nan")
         pd.DataFrame({"a": [True, False], "b": [2.5, None]}),
         pd.DataFrame({"a": pd.array([1, 0], "Int64"), "b": pd.array([2.5, None], "Float64")}),
         pd.DataFrame({"a": [1, 0], "b": [Decimal("2.5"), pd.NA]}),
+        pd.DataFrame({"a": pd.array([True, False], "bool[pyarrow]"), "b": pd.array([2.5, None], "double[pyarrow]")}),
         pl.DataFrame({"a": [True, False], "b": [2.5, None]}),
         pl.DataFrame({"a": [1, 0], "b": [Decimal("2.5"), None]}),
     ],
@@ -131,6 +132,28 @@ def test_only_holes_are_completed():
     pd.testing.assert_frame_equal(filled[["a", "b"]], frame[["a", "b"]])
     assert filled["c"].tolist() == [0.5, 0.25]
     assert filled["c"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("holed", "filled"),
+    [
+        ("Int64", "Float64"),
+        ("boolean", "Float64"),
+        ("Float32", "Float32"),
+        ("int64[pyarrow]", "double[pyarrow]"),
+        ("bool[pyarrow]", "double[pyarrow]"),
+        ("float[pyarrow]", "float[pyarrow]"),
+        ("object", "float64"),
+        ("float32", "float32"),
+    ],
+)
+def test_a_completed_column_holds_real_numbers_of_its_own_kind(holed, filled):
+    """Also in a frame without names, whose second column has nothing to fill in."""
+    values = [1, None] if holed.startswith("float3") else pd.array([1, None], "Int64").astype("object")
+    frame = pd.concat([pd.Series(values, dtype=holed), pd.Series([1, 0], dtype="Int64")], axis=1)
+    done = completed(frame, ["x0"], np.array([[9.0], [0.25]]))
+    assert [str(dtype) for dtype in done.dtypes] == [filled, "Int64"]
+    assert done[0].tolist() == [1, 0.25]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pandas as pd
 from scipy import stats
 
 from ppvae.data import Data
+from ppvae.messages import few
 
 CLEAR = 0.5  # standard deviations: Cohen's medium difference
 LEVEL = 0.01  # of the whole table of tests, Bonferroni
@@ -39,8 +40,32 @@ def dependence(data: Data) -> pd.DataFrame:
     return table
 
 
+def apart(data: Data) -> list[tuple[str, str]]:
+    """Pairs of columns that no row holds both of: how they go together is not in the data, only in the model.
+
+    >>> nan = float("nan")
+    >>> apart(Data([[1.0, 2.0, nan], [3.0, nan, 4.0]], columns=["a", "b", "c"]))
+    [('b', 'c')]
+    """
+    seen = data.observed.double()
+    together = (seen.mT @ seen).cpu().numpy()
+    return [(data.columns[i], data.columns[j]) for i, j in np.argwhere(np.triu(together == 0, 1))]
+
+
 def warning(data: Data) -> str | None:
-    """A sentence where missingness plainly depends on observed values, else None."""
+    """A sentence where columns are never observed together, or missingness plainly depends on observed values, else None."""
+    return "; ".join(filter(None, (_never_together(data), _dependent(data)))) or None
+
+
+def _never_together(data: Data) -> str | None:
+    pairs = [] if data.complete else apart(data)
+    if not pairs:
+        return None
+    said = few((f"both {a} and {b}" for a, b in pairs), 3)
+    return f"no row holds {said}: the data do not identify their covariance, so what a fit says of it comes from the model"
+
+
+def _dependent(data: Data) -> str | None:
     if data.complete:
         return None
     found = dependence(data)

@@ -102,20 +102,18 @@ class Fit:
         return {name: sites[name]["value"].squeeze(1).cpu().numpy() for name in self.shared}
 
     def take(self, data: object) -> Data:
-        """`data` as this fit can read it. Raises ValueError for another number of features, or of columns in the context."""
-        data = as_data(data)
-        expected = len(self.trained_on.columns)
-        if data.n_features != expected:
-            raise ValueError(
-                f"the fit knows {expected} features ({', '.join(self.trained_on.columns[:5])}...), the data have {data.n_features}"
-            )
+        """`data` as this fit can read it, its columns found by their names (an array's by position).
+
+        Raises ValueError for other columns, and for another number of columns in the context.
+        """
+        data = as_data(data).matched(self.trained_on.columns)
         width = self.trained_on.n_context
         if width is not None and (data.context is None or data.context.shape[1] != width):
             found = "none" if data.context is None else f"one of {data.context.shape[1]}"
             raise ValueError(
                 f"the fit was made with a context of {width} columns, the data have {found}: give Data(x, context=...) the same"
             )
-        return data.in_order(self.trained_on.columns).to(self.dtype, self.device)
+        return data.to(self.dtype, self.device)
 
     def shared_chains(self, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
         """{site: (chains, draws, ...)}: a sampler's chains as they are; for other guides `shared_draws` as one chain."""
@@ -135,7 +133,7 @@ class Fit:
             drawn = {n: torch.as_tensor(v).to(data.x) for n, v in self.shared_draws(draws, seed).items()}
             rows = rows_log_likelihood(self.model, self.theta, data, drawn)
             if rows is not None:
-                return predictive_density(rows)
+                return predictive_density(rows, data)
         with seeded(seed, self.device):
             return sampled_evidence(self.program, self.guide, data, draws, bool(self.shared))
 
@@ -308,29 +306,24 @@ class Fit:
         """The table with its missing entries filled in.
 
         draws=None: the conditional means, in the form in which the table came (a frame with its rows, columns and dtypes, else an array).
-        draws=M: (M, N, D) imputations, latents and noise drawn, columns in the table's own order; with `bootstrap` theta too, by a refit
-        for each draw, as pooling them by Rubin's rules asks.
-        For models without closed forms both are weighted by importance: see `imputation_sample_size`.
-        """
-        from ppvae.imputation import bootstrapped_draws, conditional_mean, like_source, proper_draws
+        draws=M: (M, N, D) imputations, latents and noise drawn, the columns that the fit knows in the table's own order; with `bootstrap`
+        theta too, by a refit for each draw, as pooling them by Rubin's rules asks: to rows drawn with replacement, such that every column
+        is observed in some of them. Of a frame, columns that the fit does not know stay as they are, text too.
 
-        prepared, own = self.take(data), as_data(data)
-        if draws is None:
-            filled = own.like(conditional_mean(self, prepared)[0], prepared.columns)
-            return like_source(filled.cpu().numpy(), data, own)
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1, not {draws}")
-        if bootstrap:
-            return own.like(bootstrapped_draws(self, prepared, draws, seed), prepared.columns).cpu().numpy()
-        with seeded(seed, self.device):
-            return own.like(proper_draws(self, prepared, draws), prepared.columns).cpu().numpy()
+        For models without closed forms both are weighted by importance: `imputation_sample_size` says on how many effective draws each row
+        rests, and a warning comes where they are too few. Raises ValueError for columns that are not the fit's, for `draws` that are no
+        whole number, and for a model whose distribution of a row has no mean or cannot be conditioned on a part of it.
+        """
+        from ppvae.imputation import impute
+
+        return impute(self, data, draws, seed, bootstrap)
 
     def imputation_sample_size(self, data: object, seed: int = 0) -> np.ndarray:
         """(N,): the effective number of draws behind each row's imputation; inf where it is exact."""
-        from ppvae.imputation import conditional_mean
+        from ppvae.imputation import conditional_mean, read
 
         with seeded(seed, self.device):
-            return conditional_mean(self, self.take(data))[1].cpu().numpy()
+            return conditional_mean(self, self.take(read(self, data)))[1].cpu().numpy()
 
     def to_arviz(self, data: object, draws: int | None = None, seed: int = 0):
         """ArviZ data with posterior, posterior_predictive, log_likelihood (marginal) and observed_data.
