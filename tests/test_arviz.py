@@ -137,6 +137,20 @@ class TestFits:
             assert abs(getattr(loo, P)) < 1.0
         plot_predictive(container)
 
+    def test_default_draws_are_enough_for_summaries(self, iris_fit):
+        """1000 of what all rows share and of the log-likelihood; 100 of what each row has of its own."""
+        import ppvae
+
+        rows = ppvae.load_data("faithful").take(range(40))
+        shared = ppvae.fit(ppvae.models.BayesianGMM(2), rows, ppvae.CAVI(max_sweeps=3)).to_arviz(rows)
+        assert shared["posterior"]["means"].shape == (1, 1000, 2, 2)
+        assert az.summary(shared, var_names=["means"])["ess_bulk"].astype(float).min() > 400
+        fit, data = iris_fit
+        for container in (shared, fit.to_arviz(data)):
+            assert container["log_likelihood"]["log_marginal"].shape[:2] == (1, 1000)
+            assert container["posterior_predictive"]["x"].shape[:2] == (1, 100)
+            assert np.isfinite(getattr(az.loo(container), ELPD))
+
     def test_a_check_has_the_same_draws(self, iris_fit):
         import ppvae
 

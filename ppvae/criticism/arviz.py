@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 Groups = dict[str, Arrays]
 
+DRAWS, TABLES = 1000, 100  # by default; ArviZ's summaries ask for some hundred draws, and a replicated table is as large as the data
+
 
 def to_arviz(groups: Groups, dims: dict[str, list[str]] | None = None, coords: dict[str, Any] | None = None):
     """Named arrays as ArviZ's container: `InferenceData` in ArviZ 0.23, `DataTree` in 1.x.
@@ -44,8 +46,11 @@ def _quietly_imported() -> ModuleType:
         return importlib.import_module("arviz")
 
 
-def fit_to_arviz(fit: Fit, data: Data, draws: int = 100, seed: int = 0):
-    """A fit on `data` for ArviZ, S draws in one chain. Rows in which nothing is observed are left out.
+def fit_to_arviz(fit: Fit, data: Data, draws: int | None = None, seed: int = 0):
+    """A fit on `data` for ArviZ, independent draws in one chain. Rows in which nothing is observed are left out.
+
+    draws: of every group. None: 1000 of what all rows share and of the log-likelihood, 100 of what each row has of its own (its latents
+    and its replicates), which take the memory of 100 tables.
 
     posterior: the latents of each row, `z` (row, latent) and `component` (row), from the exact posterior or the guide.
     posterior_predictive: `x` (row, feature), the same rows again; NaN where the data are missing, so that plots compare like with like.
@@ -66,12 +71,13 @@ def fit_to_arviz(fit: Fit, data: Data, draws: int = 100, seed: int = 0):
 
     rows = data.observed.any(1).nonzero().squeeze(1)
     data = data.take(rows)
-    sites = posterior_predictive(fit.model, fit.theta, data.batch(), draws, seed, fit.guide)
+    tables, draws = (TABLES, DRAWS) if draws is None else (draws, draws)
+    sites = posterior_predictive(fit.model, fit.theta, data.batch(), tables, seed, fit.guide)
     drawn = {name: value.cpu().numpy() for name, value in sites.items()}
     latents = {name: drawn[name] for name in drawn if name != "x"}
     holes = ~data.observed.cpu().numpy()
     sampled: Groups = {
-        "posterior": latents or {name: np.broadcast_to(value, (draws, *np.shape(value))) for name, value in fit.params.items()},
+        "posterior": latents or {name: np.broadcast_to(value, (tables, *np.shape(value))) for name, value in fit.params.items()},
         "posterior_predictive": {"x": np.where(holes, np.nan, drawn["x"])},
         "log_likelihood": {} if fit.shared else {"log_marginal": _log_likelihood(fit, data, draws, seed)},
     }
