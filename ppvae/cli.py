@@ -1,6 +1,7 @@
 """The command line: the words of the Python interface, on tables in files. Everything heavy is imported by the command that needs it."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
     from ppvae.data import Data
     from ppvae.inference.result import Fit
@@ -47,6 +47,7 @@ HEADINGS = {
     "rows_kind": "rows",
     "p_value": "p",
 }
+AT_RANDOM = "Missing entries are assumed missing at random (MAR): whether one is may depend on what was observed, not on its own value."
 LEAST_LOSS = 1e-6  # nats per row: less is rounding, and has no parts worth a table
 LONGEST_TABLE = 40  # rows printed; more than a screen is what --json and the report are for
 
@@ -95,7 +96,7 @@ def compare(
             seeds=seeds,
             holdout=holdout,
             holdout_entries=holdout_entries,
-            dtype=_dtype(dtype),
+            dtype=dtype,
             device=device,
             progress=progress,
         )
@@ -152,7 +153,7 @@ def fit(
         if len(chosen) > 1:
             raise ValueError(f"fit takes one method, not {len(chosen)}: use compare for several")
         table = _data(data, rescale, columns, context)
-        found = ppvae.fit(_model(model, set_), table, chosen[0], seed=seed, dtype=_dtype(dtype), device=device, progress=progress)
+        found = ppvae.fit(_model(model, set_), table, chosen[0], seed=seed, dtype=dtype, device=device, progress=progress)
         result = _scored(found, table)
         found.save(out)
     if json:
@@ -161,6 +162,8 @@ def fit(
         terminal.show_json({**about, "table": result, "parameters": parameters, "folder": str(out)})
         return
     terminal.show(result, rename=HEADINGS)
+    if not table.complete:
+        terminal.say(AT_RANDOM)
     terminal.say(f"The fit is in {out}.")
 
 
@@ -244,7 +247,9 @@ def impute(
     draws: Annotated[
         int | None, typer.Option(min=1, help="How many completed tables to draw, told apart by a column `draw`; by default one of means.")
     ] = None,
-    bootstrap: Annotated[bool, typer.Option("--bootstrap", help="Draw the parameters too: a refit for each table.")] = False,
+    bootstrap: Annotated[
+        bool, typer.Option("--bootstrap", help="With --draws: draw the parameters too, a refit to resampled rows for each table.")
+    ] = False,
     seed: Seed = 0,
     out: Out = None,
     columns: Columns = None,
@@ -253,6 +258,9 @@ def impute(
     """Fill in the missing entries of a table.
 
     Rows, columns and whatever is not missing stay as they are; the columns that the fit knows are found by their names.
+    With --draws the completed tables stand one below the other, the first N rows being draw 0; in an .npy file too, where the first
+    column is the number of the draw: (draws * N, 1 + columns).
+    Entries are assumed missing at random (MAR): whether one is may depend on what was observed, not on its own value.
 
     \b
     Example:
@@ -266,19 +274,24 @@ def impute(
         import pandas as pd
 
         import ppvae
+        from ppvae.imputation import read
         from ppvae.registry import load_frame
 
         fitted, frame = ppvae.load(fit), load_frame(data)
-        chosen = _split(columns) or [c for c in fitted.trained_on.columns if c in frame.columns] or list(frame.columns)
-        holed = ppvae.Data(frame, columns=chosen)
+        if draws is not None and "draw" in frame.columns:
+            raise ValueError("the table has a column `draw` already, the name by which --draws tells tables apart: rename it")
+        holed = ppvae.Data(frame, columns=_split(columns)) if columns else read(fitted, frame)
+        found = fitted.impute(holed, draws=draws, seed=seed, bootstrap=bootstrap)
         if draws is None:
-            filled = tables.completed(frame, chosen, fitted.impute(holed, seed=seed))
+            filled = tables.completed(frame, holed.columns, found)
         else:
-            parts = fitted.impute(holed, draws=draws, seed=seed, bootstrap=bootstrap)
-            filled = pd.concat({draw: tables.completed(frame, chosen, part) for draw, part in enumerate(parts)}, names=["draw"])
+            filled = pd.concat({draw: tables.completed(frame, holed.columns, part) for draw, part in enumerate(found)}, names=["draw"])
             filled = filled.reset_index("draw")
             filled = filled if tables.labelled(frame) else filled.reset_index(drop=True)
-    _deliver(filled, out, f"{int((~holed.observed).sum())} missing entries of {holed.n_rows} rows are filled in", json)
+    done = f"{int((~holed.observed).sum())} missing entries of {holed.n_rows} rows are filled in"
+    _deliver(filled, out, done, json)
+    if out and not json and not holed.complete:
+        terminal.say(AT_RANDOM)
 
 
 @app.command()
@@ -380,7 +393,9 @@ def datasets(json: Json = False) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line: exit code 0, 1 where a law is broken, 2 with one sentence for a mistake, 130 where it was interrupted."""
     try:
-        code = app(args=(sys.argv[1:] if args is None else args) or ["--help"], prog_name="ppvae", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            code = app(args=(sys.argv[1:] if args is None else args) or ["--help"], prog_name="ppvae", standalone_mode=False)
     except typer.TyperException as error:
         code = _refuse(f"{error.format_message()} (see --help)")
     except ValueError as error:
@@ -422,18 +437,6 @@ def _numbers(words: str | None) -> list[float] | None:
         return None if words is None else [float(word) for word in words.split(",")]
     except ValueError as error:
         raise ValueError(f"--context takes numbers with commas between, not {words!r}") from error
-
-
-def _dtype(name: str | None) -> "torch.dtype | None":
-    if name is None:
-        return None
-    import torch
-
-    from ppvae.messages import unknown
-
-    if name not in ("float64", "float32"):
-        raise unknown("dtype", name, ("float64", "float32"))
-    return getattr(torch, name)
 
 
 def _scored(fit: "Fit", data: "Data") -> "pd.DataFrame":

@@ -167,7 +167,9 @@ def test_columns_and_rescale_reach_the_fit(run):
 
 
 def test_impute_fills_the_holes_and_nothing_else(run, tmp_path):
-    assert run("fit ppca airquality --set n_latents=1 --out air").code == 0
+    ran = run("fit ppca airquality --set n_latents=1 --out air")
+    assert ran.code == 0
+    assert "missing at random (MAR)" in ran.out
     holes = pd.DataFrame(
         {"Temp": [67, 70], "kind": ["a", "b"], "Wind": [7.4, None], "Ozone": [None, 30.0], "Solar.R": [190, 100]}, ["p", "q"]
     )
@@ -180,7 +182,8 @@ def test_impute_fills_the_holes_and_nothing_else(run, tmp_path):
     assert filled["Temp"].dtype == int  # as it came
 
     ran = run("impute air holes.csv --draws 3 --out drawn.parquet")
-    assert (ran.code, ran.out) == (0, "2 missing entries of 2 rows are filled in: drawn.parquet.\n")
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "2 missing entries of 2 rows are filled in: drawn.parquet.")
+    assert "missing at random (MAR)" in ran.out
     drawn = pd.read_parquet("drawn.parquet")
     assert drawn["draw"].tolist() == [0, 0, 1, 1, 2, 2]
     assert drawn.index.tolist() == ["p", "q"] * 3
@@ -189,7 +192,18 @@ def test_impute_fills_the_holes_and_nothing_else(run, tmp_path):
     ran = run("impute air airquality --draws 2")
     assert len(pd.read_csv(StringIO(ran.out))) == 2 * 153
 
+    assert run("impute air holes.csv --draws 2 --columns Temp,Wind,Ozone,Solar.R --out numbers.npy").code == 2  # text has no place there
+    assert run("impute air airquality --draws 2 --out numbers.npy").code == 0
+    numbers = np.load("numbers.npy")
+    assert numbers.shape == (2 * 153, 1 + 4)
+    assert numbers[:, 0].tolist() == [0] * 153 + [1] * 153
+
     assert "the fit knows 4 features" in run("impute air faithful").err
+    holes.rename(columns={"Temp": "Temperature"}).to_csv("renamed.csv")
+    assert "are without Temp" in run("impute air renamed.csv").err
+    holes.rename(columns={"kind": "draw"}).to_csv("drawn.csv")
+    assert "column `draw` already" in run("impute air drawn.csv --draws 2").err
+    assert "draws=20" in run("impute air holes.csv --bootstrap").err
     assert "exists already" in run("impute air holes.csv --out holes.csv").err
 
 
