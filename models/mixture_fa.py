@@ -23,10 +23,12 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.exact import Exact, Posterior, Statistics
 from ppvae.gaussian import factor_log_marginal, factor_moments, factor_posterior, factor_regression, shifted_factor_moments
+from ppvae.linear_gaussian import check_table
 from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
 from ppvae.starts import kmeans_partition
+from ppvae.sweep import expected_outer, outer_moments, rows_in_a_pass
 
 NOISE_FLOOR = (
     0.005  # of the variance within the clusters of the start: a Heywood case of one component (see FactorAnalysis), or its collapse
@@ -62,21 +64,23 @@ class MixtureExact(Exact):
 
     def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
         """ "rows" (K,), and for each component the responsibility-weighted moments of `ppvae.gaussian.factor_moments`."""
-        if (mask := batch.mask) is None:
-            residual, loc, tril, joint = self._latent(theta, batch)
-        else:
-            residuals = [torch.addcmul(batch.x, mask, mean, value=-1) for mean in theta.means]
-            noise = theta.noise_variances.reshape(len(residuals), -1).expand(theta.means.shape)
-            of_component = zip(residuals, theta.loadings, noise, strict=True)
-            outers, densities = zip(*(expected_outer(r, mask, w, psi) for r, w, psi in of_component), strict=True)
-            joint = torch.stack(densities) + theta.weights.log().unsqueeze(-1)
+        if batch.mask is not None:
+            return self._statistics_with_holes(theta, batch.x, batch.mask)
+        residual, loc, tril, joint = self._latent(theta, batch)
         log_marginal = joint.logsumexp(0)
         r = (joint - log_marginal).exp()
-        if mask is None:
-            moments = factor_moments(residual, loc, tril, r)
-        else:
-            parts = [outer_moments(outer, e, mask, rows) for outer, e, rows in zip(outers, residuals, r, strict=True)]
-            moments = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        return {"log_likelihood": log_marginal.sum(), "rows": r.sum(1), **factor_moments(residual, loc, tril, r)}
+
+    def _statistics_with_holes(self, theta: Parameters, x: Tensor, mask: Tensor) -> Statistics:
+        """`statistics` where each row of each component has a posterior covariance of its own."""
+        residuals = [torch.addcmul(x, mask, mean, value=-1) for mean in theta.means]
+        noises = theta.noise_variances.reshape(len(residuals), -1).expand(theta.means.shape)
+        found = [expected_outer(e, mask, w, noise) for e, w, noise in zip(residuals, theta.loadings, noises, strict=True)]
+        joint = torch.stack([density for _, density in found]) + theta.weights.log().unsqueeze(-1)
+        log_marginal = joint.logsumexp(0)
+        r = (joint - log_marginal).exp()
+        parts = [outer_moments(outer, e, mask, rows) for (outer, _), e, rows in zip(found, residuals, r, strict=True)]
+        moments = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
         return {"log_likelihood": log_marginal.sum(), "rows": r.sum(1), **moments}
 
     def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
@@ -121,8 +125,7 @@ class _Mixture(Model):
         return self.component == "guided"
 
     def check(self, data: Data) -> None:
-        if self.n_latents >= data.n_features:
-            raise ValueError(f"n_latents={self.n_latents} must be below the number of features, {data.n_features}: choose fewer latents")
+        check_table(data, self.n_latents)
         if data.n_rows < self.n_components:
             raise ValueError(
                 f"{self.n_components} components need at least as many rows, but there are {data.n_rows}: ask for fewer components"
@@ -130,7 +133,7 @@ class _Mixture(Model):
 
     def noise(self, theta: Parameters, left: Tensor, count: Tensor) -> Tensor:
         """The M-step for the noise, from the expected squares (K, D) that the regressions leave, and the rows (K, D) behind them."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} gives no M-step for its noise: define noise(self, theta, left, count)")
 
     def model(self, theta: Parameters, batch: Batch) -> None:
         noise_scales = theta.noise_variances.sqrt().reshape(self.n_components, -1)

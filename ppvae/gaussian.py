@@ -57,30 +57,24 @@ def factor_log_marginal(residual: Tensor, loadings: Tensor, noise: Tensor, obser
 
 
 def factor_moments(
-    residual: Tensor, loc: Tensor, tril: Tensor, observed: Tensor | None, weights: Tensor | None = None, ones: Tensor | None = None
+    residual: Tensor, loc: Tensor, tril: Tensor, weights: Tensor | None = None, ones: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Expected moments of u = (z, 1) and of the residual r = x - m, over each feature's observed rows, each row `weights` (..., B) times.
+    """Expected moments of u = (z, 1) and of the residual r = x - m over complete rows, each `weights` (..., B) times.
 
     `ones` (B, 1) takes the place of the 1 in u, for rows that stand for others: its squares sum to the number of those.
 
-    "uu" (..., D or 1, L+1, L+1): sum of E[u u^T];  "ur" (..., D, L+1): sum of E[u] r;  "rr" (..., D): sum of r^2;  "count" (..., D).
-    Complete rows share one "uu" between all features.
+    "uu" (..., 1, L+1, L+1), which all features share: sum of E[u u^T];  "ur" (..., D, L+1): sum of E[u] r;  "rr" (..., D): sum of r^2;
+    "count" (..., D). `ppvae.sweep.outer_moments` is the same with missing entries.
     """
     root = inverse_tril(tril)
     within = torch.nn.functional.pad(root.mT @ root, (0, 1, 0, 1))
     ones = loc.new_ones(loc.shape[-2], 1) if ones is None else ones
     u = torch.cat([loc, ones.expand_as(loc[..., :1])], -1)
     counted = u if weights is None else weights.unsqueeze(-1) * u
-    if observed is None:
-        rows = ones.square().sum(-2) if weights is None else weights.sum(-1, keepdim=True)
-        uu = (counted.mT @ u).unsqueeze(-3) + rows[..., None, None] * within
-        count = rows.expand(*rows.shape[:-1], residual.shape[-1])
-    else:
-        seen = observed.to(u.dtype).mT if weights is None else observed.mT * weights.unsqueeze(-2)
-        second = torch.addcmul(within, u.unsqueeze(-1), u.unsqueeze(-2))
-        uu = (seen @ second.flatten(-2)).unflatten(-1, second.shape[-2:])
-        count = seen.sum(-1)
+    rows = ones.square().sum(-2) if weights is None else weights.sum(-1, keepdim=True)
+    uu = (counted.mT @ u).unsqueeze(-3) + rows[..., None, None] * within
     squares = residual.square() if weights is None else weights.unsqueeze(-1) * residual.square()
+    count = rows.expand(*rows.shape[:-1], residual.shape[-1])
     return {"uu": uu, "ur": residual.mT @ counted, "rr": squares.sum(-2), "count": count}
 
 

@@ -16,6 +16,15 @@ from ppvae.data import Batch, Data
 from ppvae.exact import Exact, Posterior, Statistics
 from ppvae.gaussian import factor_log_marginal, factor_moments, factor_posterior, factor_regression, shifted_factor_moments
 from ppvae.parameters import Parameters
+from ppvae.sweep import expected_outer, outer_moments, rows_in_a_pass
+
+
+def check_table(data: Data, n_latents: int) -> None:
+    """Raise ValueError for a table without variance to explain, and for as many latents as features."""
+    if len(data.constant) == data.n_features:
+        raise ValueError("every column is constant, so there is no variance to explain: give rows that differ")
+    if n_latents >= data.n_features:
+        raise ValueError(f"n_latents={n_latents} must be below the number of features, {data.n_features}: choose fewer latents")
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,9 @@ class LinearGaussianExact(Exact):
 
     def batches(self, data: Data) -> list[Batch]:
         return [data.batch()] if data.complete else super().batches(data)
+
+    def chunk_rows(self, data: Data) -> int:
+        return super().chunk_rows(data) if data.complete else rows_in_a_pass(self.model.n_latents)
 
     def _latent(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """residual (B, D), posterior mean (B, L), the Cholesky factor of the posterior precision, log p(x) (B,)."""
@@ -50,11 +62,14 @@ class LinearGaussianExact(Exact):
 
     def statistics(self, theta: Parameters, batch: Batch) -> Statistics:
         """Moments of u = (z, 1) and of x - m; see `ppvae.gaussian.factor_moments`."""
-        if batch.complete and batch.size > batch.x.shape[1] + 1:
+        if (mask := batch.mask) is not None:
+            residual = torch.addcmul(batch.x, mask, theta.mean, value=-1)
+            outer, log_marginal = expected_outer(residual, mask, theta.loadings, theta.noise_variance.expand(len(theta.mean)))
+            return {"log_likelihood": log_marginal.sum(), **outer_moments(outer, residual, mask)}
+        if batch.size > batch.x.shape[1] + 1:
             return self._statistics_of_products(theta, batch)
         residual, loc, tril, log_marginal = self._latent(theta, batch)
-        moments = factor_moments(residual, loc, tril, batch.mask)
-        return {"log_likelihood": log_marginal.sum(), **moments}
+        return {"log_likelihood": log_marginal.sum(), **factor_moments(residual, loc, tril)}
 
     def _statistics_of_products(self, theta: Parameters, batch: Batch) -> Statistics:
         """`statistics` of complete rows: sums over rows of what is quadratic in x - m, so D + 1 rows with the same products will do.
@@ -69,7 +84,7 @@ class LinearGaussianExact(Exact):
         loc, tril = factor_posterior(rows, loadings, noise, None)
         scores = factor_log_marginal(rows, loadings, noise, None, loc, tril)
         log_likelihood = scores[:-1].sum() + (batch.size - len(rows) + 1) * scores[-1]
-        return {"log_likelihood": log_likelihood, **factor_moments(rows, loc, tril, None, ones=ones)}
+        return {"log_likelihood": log_likelihood, **factor_moments(rows, loc, tril, ones=ones)}
 
     def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
         """Least squares of each feature on u gives its loadings and the step of its mean; what is left over is the noise."""

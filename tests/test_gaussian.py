@@ -25,6 +25,7 @@ from ppvae.gaussian import (
     whitened,
 )
 from ppvae.patterns import BLOCK, Patterns
+from ppvae.sweep import expected_outer, outer_moments, sweep
 
 QUICK = settings(max_examples=30, deadline=None, derandomize=True)
 CLOSE = {"rtol": 1e-8, "atol": 1e-8}
@@ -124,7 +125,13 @@ def test_factor_posterior_marginal_and_moments(case, weighted):
     weights = case.weights if weighted else torch.ones_like(case.weights)
     loc, tril = factor_posterior(case.residual, case.loadings, case.noise, case.observed)
     found = factor_log_marginal(case.residual, case.loadings, case.noise, case.observed, loc, tril)
-    moments = factor_moments(case.residual, loc, tril, case.observed, case.weights if weighted else None)
+    mask = case.observed.double()
+    swept = [expected_outer(r, mask, w, noise) for r, w, noise in zip(case.residual, case.loadings, case.noise, strict=True)]
+    parts = [
+        outer_moments(outer, r, mask, row if weighted else None)
+        for (outer, _), r, row in zip(swept, case.residual, case.weights, strict=True)
+    ]
+    moments = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
     latents = case.loadings.shape[-1]
     for k, (w, noise) in enumerate(zip(case.loadings, case.noise, strict=True)):
         marginal = w @ w.mT + torch.diag(noise)
@@ -134,6 +141,7 @@ def test_factor_posterior_marginal_and_moments(case, weighted):
             covariance = torch.eye(latents, dtype=r.dtype) - gain @ w[seen]
             torch.testing.assert_close(loc[k, n], gain @ r[seen], **CLOSE)
             torch.testing.assert_close(torch.cholesky_inverse(tril[k, n]), covariance, **CLOSE)
+            torch.testing.assert_close(swept[k][1][n], found[k, n], **CLOSE)
             torch.testing.assert_close(found[k, n], dense(r, torch.zeros_like(r), marginal, seen), **CLOSE)
             u = torch.cat([gain @ r[seen], torch.ones(1, dtype=r.dtype)])
             uu[seen] += weights[k, n] * (torch.outer(u, u) + torch.nn.functional.pad(covariance, (0, 1, 0, 1)))
@@ -141,7 +149,17 @@ def test_factor_posterior_marginal_and_moments(case, weighted):
         torch.testing.assert_close(moments["uu"][k], uu, **CLOSE)
         torch.testing.assert_close(moments["ur"][k], ur, **CLOSE)
         torch.testing.assert_close(moments["rr"][k], weights[k] @ case.residual[k].square(), **CLOSE)
-        torch.testing.assert_close(moments["count"].expand_as(case.noise)[k], weights[k] @ case.observed.double(), **CLOSE)
+        torch.testing.assert_close(moments["count"][k], weights[k] @ case.observed.double(), **CLOSE)
+
+
+def test_a_full_sweep_inverts_and_gives_the_determinant():
+    random = torch.Generator().manual_seed(0)
+    root = torch.randn(7, 5, 5, generator=random, dtype=torch.float64)
+    matrices = root @ root.mT + 0.05 * torch.eye(5, dtype=torch.float64)
+    swept = matrices.permute(1, 2, 0).clone()
+    pivots = sweep(swept, 5)
+    torch.testing.assert_close(-swept.permute(2, 0, 1), torch.linalg.inv(matrices), **CLOSE)
+    torch.testing.assert_close(pivots.log().sum(0), torch.logdet(matrices), **CLOSE)
 
 
 def test_complete_rows_share_one_factor():
@@ -153,13 +171,17 @@ def test_complete_rows_share_one_factor():
     torch.testing.assert_close(loc, by_row, **CLOSE)
     shared = factor_log_marginal(residual, case.loadings, case.noise, None, loc, tril)
     torch.testing.assert_close(shared, factor_log_marginal(residual, case.loadings, case.noise, everything, by_row, trils), **CLOSE)
-    for weights in (None, case.weights):
-        apart = factor_moments(residual, by_row, trils, everything, weights)
-        together = factor_moments(residual, loc, tril, None, weights)
-        for name, value in apart.items():
-            torch.testing.assert_close(together[name].expand_as(value), value, **CLOSE)
-        for one, other in zip(factor_regression(together), factor_regression(apart), strict=True):
-            torch.testing.assert_close(one, other, **CLOSE)
+    mask = everything.double()
+    outers = [expected_outer(r, mask, w, noise)[0] for r, w, noise in zip(residual, case.loadings, case.noise, strict=True)]
+    for weights in (torch.ones_like(case.weights), case.weights):
+        together = factor_moments(residual, loc, tril, weights)
+        for k, outer in enumerate(outers):
+            apart = outer_moments(outer, residual[k], mask, weights[k])
+            shared = {name: value[k] for name, value in together.items()}
+            for name, value in apart.items():
+                torch.testing.assert_close(shared[name].expand_as(value), value, **CLOSE)
+            for one, other in zip(factor_regression(shared), factor_regression(apart), strict=True):
+                torch.testing.assert_close(one, other, **CLOSE)
 
 
 def test_regression_is_least_squares():
