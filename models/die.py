@@ -103,6 +103,8 @@ class Die(Model):
             wrong = few(f"{value:g}" for value in data.x[~fine].unique().tolist())
             wanted = f"faces are whole numbers from 1 to {self.n_faces}" if faces else "counts are whole numbers from 0 up"
             raise ValueError(f"{wanted}, but the data hold {wrong}: correct them, or leave them out as NaN")
+        if not data.x.any():
+            raise ValueError("every count is 0, so the die was never thrown: give counts of some throws")
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         """A fair die."""

@@ -42,6 +42,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the tables as JSON, an
 HEADINGS = {
     "log_likelihood": "log-likelihood",
     "heldout_log_likelihood": "held-out log-likelihood",
+    "hidden_log_likelihood": "hidden entries (nats each)",
+    "hidden_rmse": "hidden entries (rms error, sd)",
     "elbo": "ELBO",
     "kl": "KL",
     "rows_kind": "rows",
@@ -108,12 +110,14 @@ def compare(
         tables = {"table": found.table, "summary": found.summary.reset_index(), "gaps": found.gaps, "distances": found.distances}
         terminal.show_json({**about, **tables, "report": _word(report)})
         return
-    from ppvae.report.words import headline
+    from ppvae.report.words import headline, lost_against
 
     terminal.show(found.table, rename=HEADINGS)
     terminal.say(headline(found) + ".")
+    if found.model.no_density:
+        terminal.say(f"Beware: {found.model.no_density}.")
     if len(lossy):
-        terminal.say("", "What a fit loses against the best exact one, in nats per row:")
+        terminal.say("", f"What a fit's ELBO loses against {lost_against(found)}, in nats per row:")
         terminal.show(lossy)
     if report:
         terminal.say(f"The report is in {report}.")
@@ -288,8 +292,7 @@ def impute(
             filled = pd.concat({draw: tables.completed(frame, holed.columns, part) for draw, part in enumerate(found)}, names=["draw"])
             filled = filled.reset_index("draw")
             filled = filled if tables.labelled(frame) else filled.reset_index(drop=True)
-    done = f"{int((~holed.observed).sum())} missing entries of {holed.n_rows} rows are filled in"
-    _deliver(filled, out, done, json)
+    _deliver(filled, out, f"{int((~holed.observed).sum())} missing entries of {holed.n_rows} rows are filled in", json)
     if out and not json and not holed.complete:
         terminal.say(AT_RANDOM)
 

@@ -18,11 +18,12 @@ from ppvae.data import Data, as_data
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
-from ppvae.inference.fit import check_method, check_story, precision, prepare, refuse, run, start
+from ppvae.inference.fit import check_guide, check_method, check_story, precision, prepare, refuse, run, start
 from ppvae.inference.method import Method, Progress
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.model import Model
+from ppvae.options import taken
 from ppvae.scores import Scores
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 Methods: TypeAlias = str | Method | Sequence[str | Method] | None
+TRIED: tuple[Method, ...] = (ClosedForm(), EM(), CAVI(), SVI())  # where no methods are named: those of these that the model allows
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Comparison:
     """What `compare` found. All scores are in nats per row, higher is better.
 
     model; data: the training rows; held_out: the rows kept back, or None; fits: one for each method and seed.
-    hidden: the training rows with the entries back that `holdout_entries` hid, or None.
+    hidden: the training rows with the entries back that `holdout_entries` hid, or None; hidden_share: what `holdout_entries` was.
     """
 
     model: Model
@@ -45,6 +47,7 @@ class Comparison:
     held_out: Data | None
     fits: list[Fit]
     hidden: Data | None
+    hidden_share: float
     _scores: list[tuple[Scores, Scores, Scores, Scores | None]] = field(repr=False)
 
     @property
@@ -52,13 +55,17 @@ class Comparison:
         """What each fit's method is called in the tables: its name, or its settings where several settings of it are compared."""
         settings = {fit.method for fit in self.fits}
         shared = {m.name for m in settings if sum(m.name == other.name for other in settings) > 1}
-        return [fit.method.describe() if fit.method.name in shared else fit.method.name for fit in self.fits]
+        return [fit.method.describe().removesuffix("()") if fit.method.name in shared else fit.method.name for fit in self.fits]
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """method, seed, status, log_likelihood, elbo, gap_to_best, kl, steps, seconds; standard errors beside what was estimated."""
+        """method, seed, status, log_likelihood, elbo, gap_to_best, kl, steps, seconds; standard errors beside what was estimated.
+
+        With held-out rows also heldout_log_likelihood; with hidden entries hidden_log_likelihood (nats an entry, given the rest of its row)
+        and hidden_rmse (of filling them in, in standard deviations of their columns).
+        """
         rows = []
-        top = np.nanmax([evidence.mean() for evidence, *_ in self._scores])
+        top = np.nanmax([evidence.mean() for evidence, *_ in self._scores], initial=-np.inf)
         for fit, label, (evidence, bound, divergence, held) in zip(self.fits, self.labels, self._scores, strict=True):
             row = {"method": label, "seed": fit.seed, "status": fit.status, "log_likelihood": float(evidence.mean())}
             if not evidence.exact:
@@ -82,11 +89,32 @@ class Comparison:
     @property
     def best(self) -> Fit:
         """The fit of highest log-likelihood."""
-        return self.fits[int(np.nanargmax([evidence.mean() for evidence, *_ in self._scores]))]
+        return self.fits[int(np.nan_to_num([evidence.mean() for evidence, *_ in self._scores], nan=-np.inf).argmax())]
+
+    @cached_property
+    def absent(self) -> pd.DataFrame:
+        """The scores that the table lacks, and why: score, why; the index is the place of the fit."""
+        names = ("log_likelihood", "elbo", "kl")
+        found = [
+            (place, {"score": name, "why": score.how})
+            for place, scores in enumerate(self._scores)
+            for name, score in zip(names, scores, strict=False)
+            if score is not None and not np.isfinite(score.mean())
+        ]
+        return pd.DataFrame([row for _, row in found], index=[place for place, _ in found], columns=["score", "why"])
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """The methods that `compare` would try by itself but that this model or these data do not allow: {name: why}."""
+        reasons = {type(method).__name__: method.refusal(self.model, self.data) for method in TRIED}
+        return {name: why for name, why in reasons.items() if why is not None}
 
     @cached_property
     def gaps(self) -> pd.DataFrame:
-        """What each fit loses against the best exact fit: parameters + approximation + amortization, with standard errors."""
+        """What each fit's ELBO loses: parameters + approximation + amortization, with standard errors.
+
+        Against the best exact log-likelihood; without one parameters is NaN, and the rest is lost against the fit's own log-likelihood.
+        """
         exact = [float(evidence.mean()) for evidence, *_ in self._scores if evidence.exact]
         top = max(exact) if exact else None
         rows = []
@@ -175,7 +203,7 @@ def compare(
     holdout_entries: float = 0.0,
     init: dict[str, object] | None = None,
     guide: guides.Guide | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -193,6 +221,7 @@ def compare(
     >>> found.table.gap_to_best.round(6).tolist()
     [0.0, 0.0]
     """
+    seeds = taken(seeds, int, "seeds")
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, not {seeds}")
     data = as_data(data)
@@ -202,10 +231,11 @@ def compare(
     hidden, train = (None, train) if holdout_entries == 0 else (train, train.with_holes(holdout_entries))
     starts = {seed: start(model, train, seed, init) for seed in range(seeds)}
     check_story(model, starts[0], train)
-    train = train.to(dtype or precision(starts[0]))
+    train = train.to(precision(starts[0], dtype))
     held = None if held is None else held.to(train.dtype, train.device)
     hidden = None if hidden is None else hidden.to(train.dtype)
     chosen = _methods(model, train, methods)
+    check_guide(guide, chosen)
     plan = list(product(range(seeds), chosen))
     fits, scores = [], []
     for done, (seed, method) in enumerate(plan):
@@ -213,14 +243,14 @@ def compare(
         fits.append(fit)
         evidence, bound = fit.log_likelihood(train), fit.elbo(train)
         scores.append((evidence, bound, fit.kl(train), None if held is None else fit.log_likelihood(held)))
-    return Comparison(model, train, held, fits, hidden, scores)
+    return Comparison(model, train, held, fits, hidden, holdout_entries, scores)
 
 
 def _methods(model: Model, data: Data, methods: Methods) -> list[Method]:
     from ppvae.registry import load_methods
 
     if methods is None:
-        return [m for m in (ClosedForm(), EM(), CAVI(), SVI()) if m.refusal(model, data) is None]
+        return [m for m in TRIED if m.refusal(model, data) is None]
     given = [methods] if isinstance(methods, str | Method) else list(methods)
     chosen = [method for one in given for method in (load_methods(one) if isinstance(one, str) else [one])]
     if not chosen:

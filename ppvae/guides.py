@@ -185,6 +185,8 @@ def build(model: Model, theta: Parameters, data: Data, guide: Guide | None = Non
         chosen = Amortized({n: s for n, s in story.items() if n not in shared}, data, family, model.guided_component)
         if shared:
             chosen = WithRows(SharedGaussian(shared, family.name, data.n_rows), chosen)
+    if not callable(chosen):
+        raise ValueError(f"a guide is a module, a function of the batch, or one of {', '.join(FAMILIES)}, not {chosen!r}")
     chosen = chosen.to(dtype=data.dtype, device=data.device) if isinstance(chosen, nn.Module) else Plain(chosen)
     check_sites(model, story, chosen, data)
     return chosen

@@ -115,7 +115,10 @@ class Parameters(nn.Module):
         """
         for name, value in values.items():
             raw = self._checked_slot(name)
-            value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
+            try:
+                value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"parameter {name!r} takes numbers of shape {tuple(getattr(self, name).shape)}, not {value!r}") from error
             if value.shape != getattr(self, name).shape:
                 raise ValueError(f"parameter {name!r} has shape {tuple(getattr(self, name).shape)}, not {tuple(value.shape)}")
             if not torch.isfinite(value).all():

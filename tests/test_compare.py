@@ -169,6 +169,8 @@ def test_progress_covers_all_fits(iris):
     ("arguments", "sentence"),
     [
         ({"seeds": 0}, "seeds must be at least 1, not 0"),
+        ({"seeds": 1.5}, "seeds must be a whole number, not 1.5"),
+        ({"guide": "full", "methods": "em"}, "em takes no guide"),
         ({"methods": []}, "compare needs at least one method"),
         ({"holdout": 1.5}, "holdout is a share of the rows between 0 and 1, not 1.5"),
         ({"holdout": 0.001}, "leaves an empty part"),

@@ -10,7 +10,9 @@ import torch
 from torch.distributions import constraints
 
 import ppvae
-from ppvae.models import GMM, PPCA
+from ppvae import registry
+from ppvae.inference.fit import check_story, start
+from ppvae.models import GMM, PCA, PPCA, FactorAnalysis, MixtureFA, MixturePPCA
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,21 @@ class Unlike(Sound):
             pyro.sample("x", dist.Normal(loc, theta.noise_scale).to_event(1), obs=batch.x)
 
 
+class Heedless(Sound):
+    """Entries that are missing are scored as zeros."""
+
+
+class Heedful(Sound):
+    """Masked, so that what is missing says nothing; and moved by the context where there is one."""
+
+    def model(self, theta, batch):
+        shift = 0.0 if batch.context is None else batch.context[:, :1]
+        with batch.rows:
+            z = pyro.sample("z", dist.Normal(batch.x.new_zeros(1), 1.0).to_event(1))
+            x = dist.Normal(theta.mean + z + shift, theta.noise_scale).mask(batch.observed).to_event(1)
+            pyro.sample("x", x, obs=batch.x)
+
+
 class Bare(Sound):
     def init(self, data, generator):
         return {"mean": data.mean}
@@ -89,6 +106,34 @@ def test_the_sound_model_fits():
     assert np.isfinite(fit.log_likelihood(ppvae.load_data("iris"))).all()
 
 
+FEW = [[1.0, 2.0], [2.0, np.nan], [3.0, 5.0], [np.nan, np.nan], [4.0, 4.0]]
+
+
+def test_a_story_that_overlooks_holes_is_refused():
+    with pytest.raises(ValueError, match=r"heedless: the story reads entries that are missing: .*\.mask\(batch.observed\)"):
+        ppvae.fit(Heedless(), FEW, ppvae.SVI(steps=2))
+    assert ppvae.fit(Heedful(), FEW, ppvae.SVI(steps=2, compile=False)).steps == 2
+
+
+def test_a_context_that_a_story_does_not_read_is_refused():
+    data = ppvae.Data(np.arange(8.0).reshape(4, 2) ** 2, context=[0, 1, 0, 1])
+    for model in (GMM(1), PPCA(1), Heedless()):
+        with pytest.raises(ValueError, match="the story does not read the context of the data: leave it out, or"):
+            ppvae.fit(model, data)
+    assert ppvae.fit(Heedful(), data, ppvae.SVI(steps=2, compile=False)).trained_on.n_context == 1
+
+
+@pytest.mark.parametrize("entry", registry.models().values(), ids=lambda entry: entry.class_name)
+@pytest.mark.parametrize("filled", [1.0, 0.0])
+def test_the_models_heed_holes_and_only_their_own_context(entry, filled):
+    """Also where a row holds nothing, or nothing but zeros."""
+    model, rows = entry.load()(), np.full((8, 6), filled)
+    rows[4:] = [np.eye(6)[i] for i in range(4)]
+    rows[[0, 1, 1], [0, 2, 3]] = rows[2] = np.nan
+    data = ppvae.Data(rows, context=np.arange(8.0) if entry.class_name == "CVAE" else None)
+    check_story(model, start(model, data, 0), data)
+
+
 @pytest.mark.parametrize(("change", "words"), [(lambda x: x + 1e12, "subtract its mean"), (lambda x: x * 1e200, "beyond float64's range")])
 def test_columns_beyond_float64(change, words):
     with pytest.raises(ValueError, match=words):
@@ -99,6 +144,42 @@ def test_columns_beyond_float64(change, words):
 def test_seeds(seed):
     with pytest.raises(ValueError, match="a seed is a whole number"):
         ppvae.fit(PPCA(1), ppvae.load_data("iris"), seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dtype": "float16"}, "unknown dtype 'float16': did you mean 'float64'"),
+        ({"dtype": torch.int64}, "unknown dtype 'int64'"),
+        ({"device": 1.5}, "device '1.5' is not there"),
+        ({"init": "means"}, r"init gives values by name, such as \{'loadings': \.\.\.\}, not 'means'"),
+        ({"init": {"mean": "a"}}, r"parameter 'mean' takes numbers of shape \(4,\), not 'a'"),
+        ({"init": {"mean": [[1, 2], [3]]}}, r"parameter 'mean' takes numbers of shape \(4,\)"),
+        ({"guide": "full"}, "em takes no guide: leave it out, or use a method such as SVI"),
+        (
+            {"guide": 5, "method": ppvae.SVI(steps=2)},
+            "a guide is a module, a function of the batch, or one of diagonal, full, linear, not 5",
+        ),
+    ],
+)
+def test_settings_of_a_fit(settings, words):
+    with pytest.raises(ValueError, match=words):
+        ppvae.fit(PPCA(1), ppvae.load_data("iris"), **{"method": ppvae.EM(), **settings})
+
+
+def test_a_precision_by_name():
+    assert ppvae.fit(PPCA(1), ppvae.load_data("iris"), dtype="float32").dtype == torch.float32
+
+
+def test_a_data_set_by_name():
+    with pytest.raises(ValueError, match=r"no such file: faithful \(a data set that comes with ppvae is ppvae.load_data\('faithful'\)\)"):
+        ppvae.fit(GMM(2), "faithful")
+
+
+@pytest.mark.parametrize("model", [PCA(1), PPCA(1), FactorAnalysis(1), MixtureFA(1, 1), MixturePPCA(1, 1)], ids=lambda m: m.name)
+def test_one_row_has_no_variance(model):
+    with pytest.raises(ValueError, match="every column is constant, so there is no variance to explain: give rows that differ"):
+        ppvae.fit(model, [[1.0, 2.0, 3.0]])
 
 
 def test_methods_in_words_and_classes():

@@ -101,6 +101,7 @@ def test_draws_are_faces_or_counts():
         ([[1, 2, 3]], "one column of faces or 6 columns of counts"),
         ([[1, 1, 1, 1, 0.5, 1]], "counts are whole numbers from 0 up, but the data hold 0.5"),
         ([[1, 1, 1, 1, -1, 1]], "from 0 up"),
+        ([[0] * 6, [0] * 6], "every count is 0, so the die was never thrown"),
     ],
 )
 def test_what_is_no_throw_is_refused(x, message):

@@ -15,6 +15,7 @@ import math
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import pyro
 import torch
@@ -51,6 +52,8 @@ class DirectML(Method):
     >>> round(float(fit.log_likelihood(iris).mean()), 6)
     -2.699752
     """
+
+    guided: ClassVar[bool] = True
 
     estimator: str = "auto"
     steps: int = 1000

@@ -1,9 +1,11 @@
 """fit: from a model, data and a method to a Fit."""
 
 import copy
+import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,13 +16,14 @@ from torch import Tensor
 
 from ppvae import guides
 from ppvae.data import Batch, Data, as_data
+from ppvae.exact import CHUNK
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
 from ppvae.inference.method import Method, Progress, Task, seeded
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
-from ppvae.messages import few
+from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.joint import is_row_site, log_joint_given_shared, random_sites
@@ -35,7 +38,7 @@ def fit(
     seed: int = 0,
     init: Mapping[str, Any] | None = None,
     guide: guides.Guide | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> Fit:
@@ -43,10 +46,11 @@ def fit(
 
     model: a Model.  data: a Data, or anything that Data takes.  method: EM(...), SVI(...), ClosedForm(); None: the best that the model
     allows (closed form, EM, CAVI, SVI).  seed: of the start and of every draw.  init: {public name: constrained value} overrides
-    the start.  guide: a module, a function of the batch or a family's name, for SVI.  dtype: float64, or float32 where theta
-    holds networks.  progress: called with (done, total, note).
+    the start.  guide: a module, a function of the batch or a family's name, for SVI and its relatives.  dtype: "float64" or "float32"
+    (None: float64, or float32 where theta holds networks).  progress: called with (done, total, note).
 
-    Raises ValueError for data that the model cannot take, a method that it does not allow, and unknown names or values in `init`.
+    Raises ValueError for data that the model cannot take, a context that it does not read, a method that it does not allow or that takes
+    no guide, and unknown names or values in `init`.
 
     >>> import ppvae
     >>> faithful = ppvae.load_data("faithful")
@@ -66,8 +70,9 @@ def fit(
         check_method(method)
     data = prepare(model, as_data(data), device)
     theta = start(model, data, seed, init)
-    data = data.to(dtype or precision(theta))
+    data = data.to(precision(theta, dtype))
     method = method or best_method(model, data)
+    check_guide(guide, [method])
     return run(method, model, data, theta, seed=seed, guide=guide, progress=progress)
 
 
@@ -95,16 +100,28 @@ def _check_range(data: Data) -> None:
             raise ValueError(f"column {data.columns[int(bad.nonzero()[0, 0])]} {remedy}")
 
 
-def precision(theta: Parameters) -> torch.dtype:
-    """float32 where theta holds networks, whose training is noisy anyway; float64 for exact work."""
-    return torch.float32 if any(True for _ in theta.children()) else torch.float64
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def precision(theta: Parameters, dtype: torch.dtype | str | None = None) -> torch.dtype:
+    """What is asked for; else float32 where theta holds networks, whose training is noisy anyway, and float64 for exact work.
+
+    Raises ValueError for anything but float64 and float32, as torch's own or by name.
+    """
+    if dtype is None:
+        return torch.float32 if any(True for _ in theta.children()) else torch.float64
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
+    return DTYPES[name]
 
 
 MISTAKES = (ArithmeticError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)  # what code in a story may raise
 
 
 def check_story(model: Model, theta: Parameters, data: Data) -> None:
-    """Run the story once, on a few rows; raise ValueError, with the line, for one that fails, or does not observe the rows."""
+    """Run the story on a few rows; raise ValueError, with the line, for one that fails, that does not observe the rows, or that overlooks
+    which entries are missing, or the context."""
     rows = 3 if data.n_features == 2 else 2  # not as many as features, or one could pass for the other
     few_rows = data.batch(torch.arange(min(rows, data.n_rows), device=data.device))
     try:
@@ -129,6 +146,31 @@ def check_story(model: Model, theta: Parameters, data: Data) -> None:
     shared = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and not is_row_site(s) and not s["cond_indep_stack"]}
     if shared:
         _check_broadcast(model, theta, few_rows, shared)
+    _check_heed(model, theta, data)
+
+
+def _check_heed(model: Model, theta: Parameters, data: Data) -> None:
+    """Raise ValueError for a story that scores rows with holes as if nothing were missing, and for a context that it does not read."""
+    holed = next((b.index[~b.observed.all(-1)][:10] for b in data.chunks(CHUNK) if not b.observed.all()), None)
+    if holed is not None:
+        batch = data.batch(holed)
+        if _alike(model, theta, batch, replace(batch, observed=torch.ones_like(batch.observed), complete=True)):
+            raise ValueError(f"{model.name}: the story reads entries that are missing: leave them out, as .mask(batch.observed) does")
+    batch = data.head()
+    if data.context is not None and _alike(model, theta, batch, replace(batch, context=None)):
+        raise ValueError(f"{model.name}: the story does not read the context of the data: leave it out, or use a conditional model")
+
+
+def _alike(model: Model, theta: Parameters, one: Batch, other: Batch) -> bool:
+    """Whether the story gives both batches the same score, other than nothing, at the same draws; False where it cannot take the other."""
+    said = []
+    try:
+        for batch in (one, other):
+            with seeded(0, batch.x.device), torch.no_grad(), pyro.validation_enabled(False):
+                said.append(float(poutine.trace(partial(model.model, theta)).get_trace(batch).log_prob_sum()))
+    except MISTAKES:
+        return False
+    return said[0] == said[1] != 0 and math.isfinite(said[0])
 
 
 def _check_broadcast(model: Model, theta: Parameters, batch: Batch, shared: dict[str, Tensor]) -> None:
@@ -149,7 +191,7 @@ def check_device(device: str | torch.device) -> None:
     """Raise ValueError for a device that torch does not know or that is not there."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"device {str(device)!r} is not there: use 'cpu', or see torch.cuda.is_available()") from error
 
 
@@ -164,6 +206,12 @@ def check_method(method: object) -> None:
         raise ValueError(f"{method.__name__} is a class: give an object, {method.__name__}()")
     if not isinstance(method, Method):
         raise ValueError(f"a method is an object such as ppvae.EM(), or a word such as 'em', not {method!r}")
+
+
+def check_guide(guide: guides.Guide | None, methods: Sequence[Method]) -> None:
+    """Raise ValueError for a guide that none of the methods would use."""
+    if guide is not None and not any(method.guided for method in methods):
+        raise ValueError(f"{few(method.name for method in methods)} takes no guide: leave it out, or use a method such as SVI")
 
 
 def refuse(method: Method, model: Model, data: Data) -> None:
@@ -187,6 +235,8 @@ def start(model: Model, data: Data, seed: int, init: Mapping[str, Any] | None = 
         raise ValueError(f"{model.name}: init must return ppvae.Parameters, not {type(theta).__name__}")
     theta = theta.to(dtype=data.dtype, device=data.device)
     theta.check()
+    if init is not None and not isinstance(init, Mapping):
+        raise ValueError(f"init gives values by name, such as {{{theta.names[0]!r}: ...}}, not {init!r}")
     if init:
         theta.assign(dict(init))
     return theta

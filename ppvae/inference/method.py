@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from numbers import Integral
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -52,6 +53,8 @@ class Outcome:
 @dataclass(frozen=True)
 class Method(Configuration):
     """A way of fitting: its fields are its settings."""
+
+    guided: ClassVar[bool] = False  # whether it uses a guide that is given
 
     def describe(self) -> str:
         """The method with the settings that differ from its defaults."""

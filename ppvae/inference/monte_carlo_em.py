@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import pyro
 import torch
@@ -50,6 +51,8 @@ class MonteCarloEM(Method):
     >>> fit.converged, round(float(fit.log_likelihood(faithful).mean()), 3)
     (True, -4.155)
     """
+
+    guided: ClassVar[bool] = True
 
     steps: int = 100
     draws: int = 10

@@ -74,7 +74,9 @@ class OnlineEM(Method):
         done = (
             f"ran its {self.epochs} passes in {walk.steps} M-steps; one EM step over all rows from here would gain {gain:.1g} nats per row"
         )
-        hint = "" if stopped or gain < SETTLED else ": raise epochs"
+        forgets = self.forgetting == 0 and walk.parts > 1
+        remedy = "batches pull theta about where forgetting=0: set it above 0.5, or batch_size to all rows" if forgets else "raise epochs"
+        hint = "" if stopped or gain < SETTLED else f": {remedy}"
         status = "; ".join(said for said in (stopped or done + hint, warning) if said)
         return Outcome(ExactGuide(walk.exact, task.theta), status, gain < SETTLED and not warning, walk.steps, "closed forms", walk.history)
 

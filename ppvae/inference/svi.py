@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -48,6 +48,8 @@ class SVI(Method):
         hundredth of the steps each), and keeps the parameters of the best one. 0: no early stop.
     """
 
+    guided: ClassVar[bool] = True
+
     steps: int = 3000
     batch_size: int | None = None
     particles: int | None = None
@@ -72,9 +74,9 @@ class SVI(Method):
         for name in ("steps", "batch_size", "particles", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"SVI needs {name} >= 1, not {value}")
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"SVI needs learning_rate > 0, not {self.learning_rate}")
+            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
         if self.compile not in (True, False, "auto"):
             raise ValueError(f"compile is True, False or 'auto', not {self.compile!r}")
         if not 0 <= self.holdout < 1:

@@ -10,6 +10,7 @@ stands still, an M-step raises both and opens the gap again. With enough E-steps
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ class VariationalEM(Method):
     >>> fit.history.step.tolist()
     [0, 5, 10, 15, 20, 25, 30]
     """
+
+    guided: ClassVar[bool] = True
 
     rounds: int = 50
     e_steps: int = 30
