@@ -169,3 +169,17 @@ def test_context_goes_with_its_rows():
         Data(np.eye(3), context=[0, 1])
     with pytest.raises(ValueError, match="known for every row"):
         Data(np.eye(3), context=[0, np.nan, 1])
+
+
+@pytest.mark.parametrize("singular", ["no column", "one that repeats another", "a constant one"])
+def test_condensed_rows_have_the_products_of_all(singular):
+    random = np.random.default_rng(0)
+    x = 10.0 ** np.arange(4) * (3 + random.standard_normal((500, 4)))
+    if singular != "no column":
+        x[:, 1] = 2 * x[:, 0] if singular == "one that repeats another" else 7
+    mean, root = Data(x).batch().condensed
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-14)
+    # Sums of 500 products, each rounded to 2^-53 of the columns' lengths; a constant column counts as of length 1.
+    spread = np.maximum(500**0.5 * x.std(0), 1)
+    off = root.mT.numpy() @ root.numpy() - (x - x.mean(0)).T @ (x - x.mean(0))
+    assert (np.abs(off) <= 500 * 2.0**-53 * np.outer(spread, spread)).all()
