@@ -38,7 +38,7 @@ RESAMPLES = 1000  # tries to draw rows among which every column is observed
 class Latents:
     """Latents of the rows of a batch, S of each, with their weights: {site: (S, B, ...)}, weights (S, B) summing to 1 over S.
 
-    effective_sample_size: (B,), how many equally weighted draws the weighted ones were worth; inf where they come from the exact posterior.
+    effective_sample_size: (B,), how many draws of equal weight those weighted by importance are worth; inf where none had to be weighted.
     """
 
     values: dict[str, Tensor]
@@ -67,14 +67,14 @@ def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
     if fit.shared:
         return latents_given_shared(fit, batch, draws or SHARED)
     if fit.exact is not None:
-        posterior, all_of_it = fit.exact.posterior(fit.theta, batch), torch.full_like(batch.x[:, 0], torch.inf)
+        posterior, unweighted = fit.exact.posterior(fit.theta, batch), torch.full_like(batch.x[:, 0], torch.inf)
         if draws is not None:
-            return Latents.equal(posterior.sample(draws), draws, all_of_it)
+            return Latents.equal(posterior.sample(draws), draws, unweighted)
         values = {} if posterior.latent is None else {posterior.latent: posterior.shaped(posterior.loc.transpose(0, 1))}
         if posterior.component is not None:
             parts = torch.arange(posterior.loc.shape[1], device=batch.x.device)
             values[posterior.component] = parts.unsqueeze(1).expand(-1, batch.size)
-        return Latents(values, posterior.log_weights.exp().mT, all_of_it)
+        return Latents(values, posterior.log_weights.exp().mT, unweighted)
     trace = poutine.trace(in_draws(fit.guide, WEIGHTED)).get_trace(batch)
     trace.compute_log_prob()
     sites = random_sites(trace)
@@ -87,7 +87,7 @@ def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
 
 def latents_given_shared(fit: "Fit", batch: Batch, draws: int) -> Latents:
     """Draws from the guide, {site: (S, B, ...)} and (S, 1, ...) for what all rows share; a site that it leaves out, given those."""
-    worth = torch.full_like(batch.x[:, 0], draws)
+    unweighted = torch.full_like(batch.x[:, 0], torch.inf)
     sites = random_sites(poutine.trace(in_draws(fit.guide, draws)).get_trace(batch))
     values = {name: site["value"] for name, site in sites.items()}
     left = {name: site for name, site in latent_sites(fit.program, batch).items() if name not in values}
@@ -95,10 +95,10 @@ def latents_given_shared(fit: "Fit", batch: Batch, draws: int) -> Latents:
         for name in left:
             terms = log_joint_given_shared(fit.program, batch, values, draws)  # (K, S, B)
             values[name] = pyro.distributions.Categorical(logits=terms.movedim(0, -1)).sample()
-        return Latents.equal(values, draws, worth)
+        return Latents.equal(values, draws, unweighted)
     each = [posterior_draws(fit.model, fit.theta, fit.guide, batch, 1) for _ in range(draws)]
     stacked = {name: torch.stack([drawn[name] for drawn in each]) for name in each[0]}
-    return Latents.equal({name: v.unsqueeze(1) if name in fit.shared else v for name, v in stacked.items()}, draws, worth)
+    return Latents.equal({name: v.unsqueeze(1) if name in fit.shared else v for name, v in stacked.items()}, draws, unweighted)
 
 
 def _row_distribution(fit: "Fit", batch: Batch, latents: Latents) -> pyro.distributions.TorchDistribution:
@@ -155,7 +155,7 @@ def _check_draws(draws: object, least: int) -> None:
 
 
 def conditional_mean(fit: "Fit", data: Data) -> tuple[Tensor, Tensor]:
-    """(N, D): the table with E[x_missing | x_observed, theta] in its holes; and (N,) each row's effective sample size, inf where exact.
+    """(N, D): the table with E[x_missing | x_observed, theta] in its holes; and (N,) each row's effective sample size (`Latents`).
 
     Uses torch's global generator where it is not exact. Raises ValueError where such a mean does not exist.
     """

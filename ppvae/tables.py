@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,7 +91,7 @@ def completed(frame: pd.DataFrame, columns: Sequence[str], values: np.ndarray) -
     return frame
 
 
-def _float_like(dtype) -> object:
+def _float_like(dtype) -> Any:
     """The dtype of real numbers nearest to a column's: its own if it is one, else float64 of its kind (nullable, pyarrow's, NumPy's)."""
     if types.is_float_dtype(dtype):
         return dtype

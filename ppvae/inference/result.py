@@ -319,7 +319,7 @@ class Fit:
         return impute(self, data, draws, seed, bootstrap)
 
     def imputation_sample_size(self, data: object, seed: int = 0) -> np.ndarray:
-        """(N,): the effective number of draws behind each row's imputation; inf where it is exact."""
+        """(N,): the effective number of draws behind each row's imputation; inf where none had to be weighted by importance."""
         from ppvae.imputation import conditional_mean, read
 
         with seeded(seed, self.device):
