@@ -65,7 +65,7 @@ class Comparison:
         and hidden_rmse (of filling them in, in standard deviations of their columns).
         """
         rows = []
-        top = np.nanmax([evidence.mean() for evidence, *_ in self._scores], initial=-np.inf)
+        top = np.fmax.reduce([evidence.mean() for evidence, *_ in self._scores])
         for fit, label, (evidence, bound, divergence, held) in zip(self.fits, self.labels, self._scores, strict=True):
             row = {"method": label, "seed": fit.seed, "status": fit.status, "log_likelihood": float(evidence.mean())}
             if not evidence.exact:

@@ -49,6 +49,16 @@ def digits():
 
 
 @pytest.fixture(scope="module")
+def shared():
+    """Parameters with priors: a posterior, and a point."""
+    rows = ppvae.load_data("faithful").take(np.arange(60))
+    methods = [ppvae.CAVI(max_sweeps=3), ppvae.CAVI(max_sweeps=3, point=True)]
+    found = ppvae.compare(ppvae.models.BayesianGMM(n_components=2), rows, methods)
+    assert found.best.method == methods[1]
+    return found
+
+
+@pytest.fixture(scope="module")
 def criticism(iris):
     return ppvae.check(iris.best, iris.data, draws=30)
 
@@ -91,10 +101,10 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def pages(faithful, holes, iris, digits, tmp_path_factory):
+def pages(faithful, holes, iris, digits, shared, tmp_path_factory):
     """Each comparison's report, written once."""
     folder = tmp_path_factory.mktemp("reports")
-    found = {"faithful": faithful, "holes": holes, "iris": iris, "digits": digits}
+    found = {"faithful": faithful, "holes": holes, "iris": iris, "digits": digits, "shared": shared}
     return {name: comparison.save(folder / f"{name}.html").read_text(encoding="utf-8") for name, comparison in found.items()}
 
 
@@ -157,7 +167,78 @@ def test_a_run_that_failed_is_said_and_drawn(faithful):
     fits = [*good, replace(last, status=status, converged=False, history=history)]
     found = with_runs(faithful, fits, [*faithful._scores[:-1], (nothing, nothing, nothing, None)])
     assert f"SVI, seed 1, did not converge: {status}." in words.findings(found)
+    assert "There is no log-likelihood and no ELBO and no KL for SVI: the result is not a finite number." in words.findings(found)
     assert isinstance(report.convergence(found), Figure)
+
+
+def test_where_no_score_is_a_number_the_report_is_made(faithful, tmp_path):
+    nothing = Scores(np.full(faithful.data.n_rows, np.nan))
+    found = with_runs(faithful, faithful.fits[:1], [(nothing, nothing, nothing, None)])
+    text = Reader(found.save(tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "No method reached a finite log-likelihood on faithful" in text
+
+
+def test_hidden_entries_are_counted_apart_and_scored(tmp_path):
+    air = ppvae.load_data("airquality")
+    found = ppvae.compare(ppvae.models.Gaussian(), air, [ppvae.EM(max_steps=5)], holdout_entries=0.1)
+    html = found.save(tmp_path / "report.html").read_text(encoding="utf-8")
+    text = Reader(html).text
+    missing, hidden = int((~air.observed).sum()), int((air.observed & ~found.data.observed).sum())
+    assert f"{missing} of {air.observed.numel()} entries are missing" in text
+    assert text.count(f"{hidden} of the {int(air.observed.sum())} observed entries were hidden from every fit") == 2
+    for heading, value in (("hidden (nats)", words.nats), ("hidden (sd off)", words.plain)):
+        column = {"hidden (nats)": "hidden_log_likelihood", "hidden (sd off)": "hidden_rmse"}[heading]
+        assert heading in text
+        assert value(found.table[column].iloc[0]) in text
+    assert f"On the hidden entries EM scores {words.nats(found.table['hidden_log_likelihood'].iloc[0])} nats an entry." in text
+    assert "holdout_entries=0.1" in html
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("faithful", "A run's ELBO lies below the best log-likelihood by three parts"),
+        ("digits", "A run's ELBO lies below its own log-likelihood by two parts"),
+        ("shared", "A run's ELBO lies below the log-evidence, log p(all rows) / N"),
+    ],
+)
+def test_losses_say_what_they_are_measured_from(name, sentence, pages):
+    assert sentence in Reader(pages[name]).text
+
+
+def test_a_point_has_no_bound_and_no_spread(pages):
+    text = Reader(pages["shared"]).text
+    assert "There is no ELBO and no KL for CAVI(max_sweeps=3, point=True): draws and points have no density, so no bound." in text
+    assert "which is no bound" in text
+    assert "means (a point)" in text
+    assert "posterior sd" not in text
+
+
+def test_scores_that_are_no_densities_are_said_to_be_none():
+    found = ppvae.compare(ppvae.models.PCA(n_latents=2), ppvae.load_data("iris"), [ppvae.ClosedForm()])
+    assert f"Beware: {found.model.no_density}. BIC and AIC have no meaning here." in words.findings(found)
+    for criterion in (found.best.bic, found.best.aic):
+        with pytest.raises(ValueError, match="PCA has no density"):
+            criterion(found.data)
+
+
+def test_methods_that_were_left_out_are_named(pages):
+    text = Reader(pages["holes"]).text
+    assert "ClosedForm: ppca has a closed form for complete data only" in text
+    assert "Left out" in Reader(pages["iris"]).text, "CAVI"
+
+
+def test_a_die_is_drawn_as_shares():
+    rolls = ppvae.Data([[1], [3], [3], [2]], columns=["roll"])
+    fit = ppvae.fit(ppvae.models.Die(n_faces=6), rolls)
+    assert "floor" not in fit.status
+    assert fit.converged, "a face that never came up is no defect"
+    (ax,) = report.density(fit, rolls).axes
+    assert [bar.get_height() for bar in ax.patches] == [0.25, 0.25, 0.5]
+    assert ax.lines[0].get_ydata() == pytest.approx([0.25, 0.25, 0.5])
+    for asked in (fit.predict, fit.transform):
+        with pytest.raises(ValueError, match="rows have nothing hidden"):
+            asked(rolls)
 
 
 def test_all_results_are_in_the_table(faithful, pages):
@@ -176,6 +257,13 @@ def test_the_lines_that_run_it_again_are_python(iris, pages):
     assert run_again["model"] == iris.model
     assert run_again["methods"] == [fit.method for fit in iris.fits]
     assert "holdout=0.2" in lines
+
+
+def test_a_table_without_a_name_of_ours_is_left_to_the_reader(faithful, tmp_path):
+    own = faithful.data.take(np.arange(50))
+    own.name = "my table"
+    written = ppvae.compare(faithful.model, own, [SHORT]).save(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "data = ...  # your table &#39;my table&#39;, as a ppvae.Data" in written
 
 
 def test_the_model_is_shown_as_a_graph(iris, pages, monkeypatch):

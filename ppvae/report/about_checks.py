@@ -24,9 +24,9 @@ def sections(criticism: Criticism) -> Iterator[Section]:
 def _blocks(criticism: Criticism) -> Iterator[Block]:
     table = criticism.table
     yield Text(
-        f"{criticism.n_draws} data sets were drawn from the fitted model, once for the same rows (their latents given the data) and once "
-        f"for new rows, and each statistic of the data was set beside its replicates. {criticism.summary}. "
-        "About one in twenty would where the model is right."
+        f"{criticism.n_draws} data sets were drawn from the fitted model for the same rows (with the latents that their data suggest, if "
+        f"the model has any) and as many for new rows, and each statistic of the data was set beside its replicates. {criticism.summary}. "
+        "Where the model is right, at most about one in twenty does."
     )
     if predictive.panels_of(table):
         caption = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ppvae.program.graph import Graph, graph
-from ppvae.report import words
+from ppvae.report import runs, words
 from ppvae.report.blocks import Block, Code, Section, Table, Text, drawing, picture, responsive
 from ppvae.report.figures import fitted, images, walk
 
@@ -32,7 +32,7 @@ def sections(fit: Fit, data: Data) -> Iterator[Section]:
 
 
 def _pictures(fit: Fit, data: Data) -> Iterator[Block]:
-    yield Text(f"The fit shown here is that of {type(fit.method).__name__}, seed {fit.seed}.")
+    yield Text(f"The fit shown here is that of {runs.described(fit)}, seed {fit.seed}.")
     if data.image_shape is not None:
         caption = "Above: rows of the data. Below each: what the model makes of it, with latents from the row's own posterior."
         yield picture("Pictures of data above their reconstructions", caption, images.reconstructions(fit, data), kind="png")
@@ -41,7 +41,7 @@ def _pictures(fit: Fit, data: Data) -> Iterator[Block]:
         yield responsive(alt, caption, lambda n: images.generated(fit, data, columns=n), wide=3, narrow=1, kind="png")
     if data.image_shape is None and data.context is None:
         yield responsive(
-            "The rows and the fitted density", _density_caption(data), lambda n: fitted.density(fit, data, n), wide=4, narrow=3
+            "The rows and the fitted density", _density_caption(fit, data), lambda n: fitted.density(fit, data, n), wide=4, narrow=3
         )
     if _has_latents(fit, data):
         known = "" if data.labels is None else " Colours are the known classes, which the fit never saw."
@@ -68,7 +68,9 @@ def _generated_caption(fit: Fit, data: Data) -> str:
     return said if data.context is None else f"{said} Each new picture has the context of the real one in its place."
 
 
-def _density_caption(data: Data) -> str:
+def _density_caption(fit: Fit, data: Data) -> str:
+    if data.n_features == 1 and fitted.counts(fit, data):
+        return "The share of the rows with each value (grey bars), and the probability that the fitted model gives it (points)."
     if data.n_features == 1:
         return "The data (grey, a histogram) and the fitted density."
     if data.n_features == 2:
@@ -78,6 +80,9 @@ def _density_caption(data: Data) -> str:
 
 def _parameters(fit: Fit, data: Data) -> Iterator[Block]:
     for name, drawn in fit.shared_draws().items():
+        if (drawn == drawn[0]).all():
+            yield from _parameter(f"{name} (a point)", drawn[0], fit, data)
+            continue
         yield from _parameter(f"{name}, posterior mean", drawn.mean(0), fit, data)
         yield from _parameter(f"{name}, posterior sd", drawn.std(0), fit, data)
     values = {name: np.asarray(value) for name, value in fit.params.items() if name not in fit.shared}
@@ -125,7 +130,7 @@ def _axis(value: np.ndarray, axis: int, fit: Fit, data: Data) -> list[str]:
     if value.ndim == 1:
         return numbered if length in _components(fit) else list(data.columns)
     square = value.shape[0] == value.shape[1]
-    return numbered if axis == 0 and square and not np.allclose(value, value.T) else list(data.columns)
+    return numbered if axis == 0 and square and not np.allclose(value, value.T, atol=1e-8 * np.abs(value).max()) else list(data.columns)
 
 
 def _components(fit: Fit) -> set[int]:

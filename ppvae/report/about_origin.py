@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import ppvae
 from ppvae.criticism import missingness
+from ppvae.datasets import DATASETS
 from ppvae.report import runs, words
-from ppvae.report.blocks import Block, Code, Section, Table, Text, picture
+from ppvae.report.blocks import Block, Code, Points, Section, Table, Text, picture
 from ppvae.report.figures import holes
 
 if TYPE_CHECKING:
@@ -22,29 +23,29 @@ PACKAGES = ("torch", "pyro-ppl", "numpy", "pandas", "matplotlib")
 FEATURES = 60  # lines of the table of features
 
 
-def of_data(data: Data) -> Section:
-    """Rows, features, and what is missing."""
-    return Section("data", "The data", list(_data(data)))
+def of_data(data: Data, hidden: str = "") -> Section:
+    """Rows, features, and what is missing; `hidden` says how many of the observed entries were kept from the fits."""
+    return Section("data", "The data", list(_data(data, hidden)))
 
 
-def _data(data: Data) -> Iterator[Block]:
+def _data(data: Data, hidden: str) -> Iterator[Block]:
     entries, missing = data.observed.numel(), int((~data.observed).sum())
     holes_said = f"{missing} of {entries} entries are missing ({missing / entries:.1%}); they are marginalised, never filled in"
     size = f"{words.count(data.n_rows, 'row')}, {words.count(data.n_features, 'feature')}"
-    yield Text(f"{data.name}: {size}; {holes_said if missing else 'no entry is missing'}.")
+    yield Text(f"{data.name}: {size}; {holes_said if missing else 'no entry is missing'}." + (f" Besides, {hidden}." if hidden else ""))
     if missing:
         yield picture(
             "Share missing in each feature, above the patterns of missing features",
             "Above: the share of each feature that is missing. Below: which are missing together (dark), the most common pattern first.",
             holes.missingness(data),
         )
-        warning = missingness.warning(data)
         yield Text(
-            f"Note: {warning}."
-            if warning
-            else "The fit assumes that entries are missing at random: whether one is missing may depend on what was observed, "
-            "not on its own value."
+            "The fit assumes that entries are missing at random (MAR): whether one is missing may depend on what was observed in its row, "
+            "not on its own value. Of the second no table can tell."
         )
+        warning = missingness.warning(data)
+        if warning:
+            yield Text(f"Note: {warning}.")
     if data.image_shape is not None:
         height, width = data.image_shape
         span = f"from {words.plain(float(data.x.min()))} to {words.plain(float(data.x.max()))}"
@@ -60,7 +61,9 @@ def _data(data: Data) -> Iterator[Block]:
 
 def of_comparison(comparison: Comparison) -> Section:
     """Settings, Python lines and versions that make the comparison again."""
-    return Section("again", "To run it again", [_settings(comparison), Code(_lines(comparison)), _versions()])
+    out = [f"{name}: {why}." for name, why in comparison.left_out.items()]
+    left_out = [Text("Left out, as the model or the data do not allow it:"), Points(out)] if out else []
+    return Section("again", "To run it again", [_settings(comparison), *left_out, Code(_lines(comparison)), _versions()])
 
 
 def of_versions() -> Section:
@@ -81,18 +84,21 @@ def _lines(comparison: Comparison) -> str:
     made = type(model).__name__
     methods = [f"    ppvae.{fit.method!r}," for fit in _one_of_each(comparison).values()]
     held = 0 if comparison.held_out is None else comparison.held_out.n_rows / (comparison.held_out.n_rows + data.n_rows)
-    seeds = comparison.table["seed"].nunique()
+    options = [f"seeds={comparison.table['seed'].nunique()}"]
+    options += [f"holdout={held:.4g}"] if held else []
+    options += [f"holdout_entries={comparison.hidden_share!r}"] if comparison.hidden is not None else []
+    table = f"ppvae.load_data({data.name!r})" if data.name in DATASETS else f"...  # your table {data.name!r}, as a ppvae.Data"
     return "\n".join(
         [
             "import ppvae",
             f"from {type(model).__module__} import {made}",
             "",
-            f'data = ppvae.load_data("{data.name}")',
+            f"data = {table}",
             f"model = {made}({_arguments(model.config())})",
             "methods = [",
             *methods,
             "]",
-            f"comparison = ppvae.compare(model, data, methods, seeds={seeds}" + (f", holdout={held:.4g})" if held else ")"),
+            f"comparison = ppvae.compare(model, data, methods, {', '.join(options)})",
             'comparison.save("report.html")',
         ]
     )

@@ -19,6 +19,8 @@ HEADINGS = {
     "log_likelihood": "log-likelihood",
     "log_likelihood_se": "its s.e.",
     "heldout_log_likelihood": "held-out",
+    "hidden_log_likelihood": "hidden (nats)",
+    "hidden_rmse": "hidden (sd off)",
     "elbo": "ELBO",
     "gap_to_best": "gap to best",
     "kl": "KL",
@@ -27,16 +29,27 @@ SCORES: dict[str, Callable[[float], str]] = {
     "log_likelihood": words.nats,
     "log_likelihood_se": words.briefly,
     "heldout_log_likelihood": words.nats,
+    "hidden_log_likelihood": words.nats,
+    "hidden_rmse": words.plain,
     "elbo": words.nats,
     "gap_to_best": words.briefly,
     "kl": words.briefly,
     "seconds": words.seconds,
 }
 PARTS = ("parameters", "approximation", "amortization", "total")
+APPROXIMATION = "approximation (no member of the guide's family is the exact posterior)"
+AMORTIZATION = "amortization (one network for all rows does worse than the family's best member for each row)"
+LOST = {
+    "the best log-likelihood": f" by three parts: parameters (the fitted ones are not the best ones), {APPROXIMATION} and {AMORTIZATION}.",
+    "its own log-likelihood": f" by two parts: {APPROXIMATION} and {AMORTIZATION}. How far the parameters are from the best ones is "
+    "unknown, since no log-likelihood here is exact.",
+    "the log-evidence": ", log p(all rows) / N with the parameters integrated out, by KL(q || posterior) of what all rows share. It is all "
+    "approximation where rows have no encoder; parameters that have a posterior are no point that could miss the best one.",
+}
 
 
 def sections(comparison: Comparison) -> Iterator[Section]:
-    """What came out, convergence, and the split of the gaps."""
+    """What came out, convergence, and the split of what was lost."""
     table = runs.scores(comparison)
     yield Section(
         "findings", "What came out", [Points(words.findings(comparison)), _every_run(table), _statuses(table), *_over_seeds(table)]
@@ -52,7 +65,8 @@ def _every_run(table: pd.DataFrame) -> Table:
         [str(run["method"]), str(run["seed"]), *(SCORES[name](run[name]) for name in scores), str(run["steps"])]
         for run in table.to_dict("records")
     ]
-    return Table("Every run. Scores in nats per row: higher is better", columns, rows)
+    other = "; hidden entries have units of their own" if "hidden_rmse" in table else ""
+    return Table(f"Every run. Scores in nats per row: higher is better{other}", columns, rows)
 
 
 def _statuses(table: pd.DataFrame) -> Points:
@@ -87,26 +101,24 @@ def _convergence(comparison: Comparison) -> Picture:
         held = any(fit.history["heldout_elbo"].notna().any() for fit in comparison.fits)
         how = "Each line is a run's ELBO, each marker its end; up is better. The first tenth of the steps may lie below the frame."
         how += " Dashed: held-out rows." if held else ""
+        if "elbo" in comparison.absent["score"].to_list():
+            how += " Of a run without an ELBO it is the objective that the run climbs, which is no bound."
     alt = "Lines of each run's score against steps and against seconds"
     return responsive(alt, how, lambda columns: progress.convergence(comparison, columns), wide=2, narrow=1)
 
 
 def _lost(comparison: Comparison) -> Iterator[Block]:
-    yield Text(
-        "The distance from the best log-likelihood to a method's ELBO has three parts: parameters (the fitted ones are not the best ones), "
-        "approximation (no member of the guide's family is the exact posterior) and amortization (one network for all rows does worse than "
-        "the family's best member for each row)."
-    )
-    table = runs.gaps(comparison)
+    against, table = words.lost_against(comparison), runs.gaps(comparison)
+    yield Text(f"A run's ELBO lies below {against}{LOST[against]}")
     if table["total"].isna().all():
         yield Text("Here none of the parts is known.")
     elif table["total"].abs().max() < words.EQUAL:
         yield Text("Here no run lost as much as a millionth of a nat per row.")
     else:
         caption = "The parts add up to the total; lines at the end of a part are two standard errors of it. Left of zero: gains, or error."
-        yield picture("Stacked bars of the three parts", caption, progress.gaps(comparison))
+        yield picture("Stacked bars of the parts", caption, progress.gaps(comparison))
     rows = [[str(run["method"]), str(run["seed"]), *(_with_error(run, part) for part in PARTS)] for run in table.to_dict("records")]
-    yield Table(f"Lost, in nats per row ({words.PLUS_MINUS} standard error)", ["method", "seed", *PARTS], rows)
+    yield Table(f"Lost against {against}, in nats per row ({words.PLUS_MINUS} standard error)", ["method", "seed", *PARTS], rows)
 
 
 def _with_error(run: Mapping[Hashable, float], part: str) -> str:

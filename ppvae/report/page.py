@@ -24,9 +24,10 @@ def write(comparison: Comparison, path: str | Path) -> Path:
     best, data = comparison.best, comparison.data
     came_out, *how = about_runs.sections(comparison)
     fit, model = about_fit.sections(best, data)
-    terms = Section("terms", "Terms", [Terms(words.TERMS_WITH_PRIORS if comparison.best.shared else words.TERMS)])
+    terms = Section("terms", "Terms", [Terms(words.terms(comparison))])
+    table = about_origin.of_data(data if comparison.hidden is None else comparison.hidden, words.hidden(comparison))
     checks = about_checks.sections(check(best, data))
-    sections = [came_out, terms, *how, fit, *checks, about_origin.of_data(data), model, about_origin.of_comparison(comparison)]
+    sections = [came_out, terms, *how, fit, *checks, table, model, about_origin.of_comparison(comparison)]
     path.write_text(Page(words.headline(comparison), words.setting(comparison), sections).html(), encoding="utf-8")
     return path
 

@@ -36,6 +36,11 @@ TERMS_WITH_PRIORS = TERMS | {
     "is the exact posterior; it lies below the log-likelihood by what the parameters cost.",
     "KL": "KL(q || posterior) of what all rows share, per row: the log-evidence less the ELBO.",
 }
+HIDDEN_TERM = {
+    "hidden entries": "observed entries that were kept from every fit and then scored: the log-probability (density) of each given the rest "
+    "of its row, in nats an entry (higher is better), and the root mean square error of filling them in, in standard deviations of their "
+    "columns (lower is better; the column's mean has about 1).",
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,12 @@ class Standing:
     @property
     def level(self) -> bool:
         return self.nearest < max(LEVEL, self.error)
+
+
+def terms(comparison: Comparison) -> dict[str, str]:
+    """The words of this comparison and what they mean."""
+    known = TERMS_WITH_PRIORS if comparison.best.shared else TERMS
+    return known if comparison.hidden is None else known | HIDDEN_TERM
 
 
 def standings(comparison: Comparison) -> list[Standing]:
@@ -95,14 +106,24 @@ def _behind(standing: Standing) -> str:
 
 def setting(comparison: Comparison) -> str:
     """The model, the data and the runs."""
-    data, fits = comparison.data, comparison.fits
+    fits = comparison.fits
+    data = comparison.data if comparison.hidden is None else comparison.hidden
     methods, starts = len(set(runs.labels(comparison))), comparison.table["seed"].nunique()
     held = "" if comparison.held_out is None else f"; {comparison.held_out.n_rows} more rows were held out and only scored"
+    held += f"; {hidden(comparison)}" if comparison.hidden is not None else ""
     by = "one method" if methods == 1 else f"{methods} methods, each from the same start" + ("s" if starts > 1 else "")
     return (
         f"{comparison.model.describe()} was fitted to {data.name} ({_size(data)}) by {by}: "
         f"{count(len(fits), 'run')} from {count(starts, 'seed')}{held}."
     )
+
+
+def hidden(comparison: Comparison) -> str:
+    """How many of the observed entries were hidden from the fits; nothing where none were."""
+    if comparison.hidden is None:
+        return ""
+    observed, kept = int(comparison.hidden.observed.sum()), int(comparison.data.observed.sum())
+    return f"{observed - kept} of the {observed} observed entries were hidden from every fit and only scored"
 
 
 def findings(comparison: Comparison) -> list[str]:
@@ -114,17 +135,24 @@ def findings(comparison: Comparison) -> list[str]:
     if ranked:
         best = table.sort_values("gap_to_best", kind="stable").iloc[0]
         error = best.get("log_likelihood_se", math.nan)
-        how = f"an estimate, standard error {difference(error)}" if np.isfinite(error) else "exact"
+        how = "exact" if not np.isfinite(error) else f"an estimate, standard error {difference(error)}" if error > EQUAL else "an estimate"
         said.append(
             f"The best log-likelihood is {nats(best['log_likelihood'])} nats per row ({best['method']}, seed {best['seed']}; {how})."
         )
-        if ranked[0].error > 0:
-            said.append(f"Differences below about {difference(ranked[0].error)} nats per row are within the error of these estimates.")
+        error = max(s.error for s in ranked)
+        if error > EQUAL and len(table) > 1:
+            said.append(f"Differences below about {difference(error)} nats per row are within the error of these estimates.")
+    if comparison.model.no_density:
+        said.append(f"Beware: {comparison.model.no_density}. BIC and AIC have no meaning here.")
+    said += [
+        _absence(str(method), why, own["score"]) for (method, why), own in runs.absent(comparison).groupby(["method", "why"], sort=False)
+    ]
     said += [_spread(s) for s in ranked if s.runs > 1]
     said += [_guide_cost(str(method), kl) for method, kl in methods["kl"].mean().items() if kl > LEVEL]
     if "heldout_log_likelihood" in table:
-        means = methods["heldout_log_likelihood"].mean()
-        said.append(f"On the held-out rows {means.idxmax()} scored best, {nats(means.max())} nats per row on average over its seeds.")
+        said.append(f"On the held-out rows {_highest(methods['heldout_log_likelihood'].mean(), table)} nats per row.")
+    if "hidden_log_likelihood" in table:
+        said.append(f"On the hidden entries {_highest(methods['hidden_log_likelihood'].mean(), table)} nats an entry.")
     spent = ", ".join(f"{seconds(time)} by {method}" for method, time in methods["seconds"].median().items())
     said.append(f"A run took {spent}{' (medians)' if len(table) > len(methods) else ''}.")
     unfinished = [(m, fit) for m, fit in zip(table["method"], comparison.fits, strict=True) if not fit.converged]
@@ -132,6 +160,13 @@ def findings(comparison: Comparison) -> list[str]:
     if len(unfinished) > 4:
         said.append(f"So did {len(unfinished) - 4} more runs; see the table.")
     return said
+
+
+def lost_against(comparison: Comparison) -> str:
+    """What the gaps of a comparison are measured from."""
+    if comparison.best.shared:
+        return "the log-evidence"
+    return "its own log-likelihood" if comparison.gaps["parameters"].isna().all() else "the best log-likelihood"
 
 
 def verdict(criticism: Criticism) -> str:
@@ -159,6 +194,23 @@ def _spread(s: Standing) -> str:
 
 def _guide_cost(method: str, kl: float) -> str:
     return f"The guide of {method} costs {difference(kl)} nats per row: so far is its ELBO below its own log-likelihood."
+
+
+def _highest(means: pd.Series, table: pd.DataFrame) -> str:
+    """The methods of the highest mean score over seeds."""
+    if means.isna().all():
+        return "no method reaches a finite score in"
+    best = list(means.index[means > means.max() - LEVEL])
+    scored = "scores best," if len(best) < len(means) else "scores" if len(best) == 1 else "score alike,"
+    over = "" if table["seed"].nunique() == 1 else " on average over seeds,"
+    return f"{few(best, len(best))} {scored}{over} {nats(means.max())}"
+
+
+def _absence(method: str, why: str, scores: pd.Series) -> str:
+    """Why a method has none of these scores. A score's own words on it begin with how it stands: "none: ", "unknown: "."""
+    names = {"log_likelihood": "log-likelihood", "elbo": "ELBO", "kl": "KL"}
+    reason = why.partition(": ")[2] or "the result is not a finite number"
+    return f"There is no {' and no '.join(names[s] for s in dict.fromkeys(scores))} for {method}: {reason}."
 
 
 def _size(data: Data) -> str:

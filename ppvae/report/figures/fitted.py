@@ -9,8 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from ppvae.data import Data
+from ppvae.program.joint import sites_of
 from ppvae.report.figures import style
 
 if TYPE_CHECKING:
@@ -23,9 +25,9 @@ GRID = 70  # cells along an axis of the density grid
 def density(fit: Fit, data: Data, features: int = 4, seed: int = 0) -> Figure:
     """The fitted density over the data.
 
-    One feature: its histogram under the density. Two: the rows, and contours that hold 50, 80 and 95 % of the fitted model's
-    probability (from `fit.log_likelihood` on a grid, in the data's units). More: those `features` of them that hang together most, each
-    against each: the rows in grey, as many new rows drawn from the model in colour.
+    One feature: its histogram under the density, or the share of each whole number where the story counts. Two: the rows, and contours
+    that hold 50, 80 and 95 % of the fitted model's probability (from `fit.log_likelihood` on a grid, in the data's units). More: those
+    `features` of them that hang together most, each against each: the rows in grey, as many new rows drawn from the model in colour.
     Raises ValueError for data with a context (the density is another one for every row) and for images (see `samples`).
     """
     if data.context is not None:
@@ -33,7 +35,7 @@ def density(fit: Fit, data: Data, features: int = 4, seed: int = 0) -> Figure:
     if data.image_shape is not None:
         raise ValueError("density: these rows are images; draw samples(fit, n) or reconstructions(fit, data)")
     if data.n_features == 1:
-        return _density_line(fit, data)
+        return _shares(fit, data) if counts(fit, data) else _density_line(fit, data)
     if data.n_features == 2:
         return _density_contours(fit, data)
     return _scatter_matrix(data, fit.sample(data.n_rows, seed=seed), _hanging_together(data, features))
@@ -61,6 +63,23 @@ def latent_space(fit: Fit, data: Data) -> Figure:
     if len(classes) > 1:
         handles = [Line2D([], [], linestyle="", color=colours[c], marker=markers[c], markersize=5, label=c) for c in classes]
         style.legend(figure, handles, columns=5)
+    return figure
+
+
+def counts(fit: Fit, data: Data) -> bool:
+    """Whether the story's rows are whole numbers, so that it gives them probabilities and no densities."""
+    return bool(sites_of(fit.program, data.head())["x"]["fn"].support.is_discrete)
+
+
+def _shares(fit: Fit, data: Data) -> Figure:
+    seen = data.numpy()[:, 0]
+    seen = seen[~np.isnan(seen)]
+    at = np.arange(seen.min(), seen.max() + 1)
+    figure, (ax,) = style.panels(1, 1, (4.8, 3.2))
+    ax.bar(at, [(seen == value).mean() for value in at], width=0.7, color=style.DATA, alpha=0.6)
+    ax.plot(at, np.exp(np.asarray(fit.log_likelihood(Data(at[:, None], columns=data.columns)))), "o", color=style.MODEL)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.name_axes(ax, x=data.columns[0], y="share of rows")
     return figure
 
 

@@ -15,7 +15,7 @@ from ppvae.report.figures import style
 if TYPE_CHECKING:
     from ppvae.criticism.checks import Criticism
 
-KINDS = {"same": ("the same rows, redrawn", style.PALETTE[0]), "new": ("new rows", style.PALETTE[4])}
+KINDS = {"same": ("the same rows, redrawn", style.PALETTE[0], "-"), "new": ("new rows", style.PALETTE[4], "--")}
 PAIRS = "correlation"
 FEW_PAIRS = 3  # correlations drawn as histograms; more of them are a matrix
 STRONG = 4.0  # replicate standard deviations at which the colours of a matrix end
@@ -36,7 +36,7 @@ def checks(criticism: Criticism, limit: int = 24, columns: int = 4) -> Figure:
     figure, axes = style.panels(len(shown), columns, (2.15, 1.75))
     for ax, (statistic, place, feature) in zip(axes, shown, strict=True):
         _histograms(ax, criticism, statistic, place, f"{statistic}, {feature}" if feature else statistic)
-    handles = [Line2D([], [], color=colour, linewidth=1.4, label=words) for words, colour in KINDS.values()]
+    handles = [Line2D([], [], color=colour, linestyle=dashes, linewidth=1.4, label=words) for words, colour, dashes in KINDS.values()]
     style.legend(figure, [Line2D([], [], color=style.INK, linewidth=1.6, label="observed"), *handles], columns=3)
     return figure
 
@@ -99,8 +99,9 @@ def _histograms(ax: Axes, criticism: Criticism, statistic: str, place: int, titl
     said = []
     for kind, values in draws.items():
         counts, _ = np.histogram(values[~np.isnan(values)], edges)
-        ax.stairs(counts, edges, fill=True, color=KINDS[kind][1], alpha=0.18)
-        ax.stairs(counts, edges, color=KINDS[kind][1], linewidth=1.2)
+        _, colour, dashes = KINDS[kind]
+        ax.stairs(counts, edges, fill=True, color=colour, alpha=0.18)
+        ax.stairs(counts, edges, color=colour, linestyle=dashes, linewidth=1.2)
         p = rows.loc[rows["rows_kind"] == kind, "p_value"].iloc[place]
         said.append(f"{kind} p = {p:.2f}" if np.isfinite(p) else f"{kind} p undefined")
     ax.axvline(observed, color=style.INK, linewidth=1.6)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ppvae.report import runs
+from ppvae.report import runs, words
 from ppvae.report.figures import style
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def convergence(comparison: Comparison, columns: int = 2) -> Figure:
             ax.set_yscale("log")
             ax.set_ylim(bottom=FLOOR / 2)
         else:
-            ax.set_ylim(bottom=_lowest(comparison))
+            low, top = _lowest(comparison), ax.dataLim.intervaly[1]
+            ax.set_ylim(bottom=None if low is None else low - 0.05 * (top - low))
     methods = runs.labels(comparison)
     colours, markers = style.colours(methods), style.markers(methods)
     style.legend(figure, [Line2D([], [], color=colours[m], marker=markers[m], markersize=4, label=m) for m in colours])
@@ -59,7 +60,7 @@ def convergence(comparison: Comparison, columns: int = 2) -> Figure:
 
 
 def gaps(comparison: Comparison) -> Figure:
-    """What each run lost against the best log-likelihood, split into parameters, approximation and amortization.
+    """What each run's ELBO lost, split into parameters, approximation and amortization (`comparison.gaps`).
 
     One bar a run (of more than 12 runs: one a method, the mean over its seeds), in nats per row; lines at the end of a part are two
     standard errors of it. A part that came out negative (by error, or parameters better than the reference's) is drawn to the left.
@@ -81,7 +82,7 @@ def gaps(comparison: Comparison) -> Figure:
     ax.invert_yaxis()
     ax.locator_params(axis="x", nbins=5)
     ax.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
-    style.name_axes(ax, x="lost against the best log-likelihood (nats per row)")
+    style.name_axes(ax, x=f"lost against {words.lost_against(comparison)} (nats per row)")
     style.legend(figure, [Patch(color=colour, label=part) for part, colour in PARTS.items()])
     return figure
 
