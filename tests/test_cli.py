@@ -136,7 +136,7 @@ def test_compare_prints_the_same_table_for_people_and_programs(run, tmp_path):
     assert (ran.code, ran.err) == (0, "")
     for row in printed["table"][:2]:
         assert terminal.spell(row["log_likelihood"]) in ran.out
-    assert "What a fit loses against the best exact one" in ran.out
+    assert "What a fit's ELBO loses against the best log-likelihood" in ran.out
 
 
 def test_a_model_of_ones_own(run, tmp_path):

@@ -37,8 +37,8 @@ TERMS_WITH_PRIORS = TERMS | {
     "KL": "KL(q || posterior) of what all rows share, per row: the log-evidence less the ELBO.",
 }
 HIDDEN_TERM = {
-    "hidden entries": "observed entries that were kept from every fit and then scored: the log-probability (density) of each given the rest "
-    "of its row, in nats an entry (higher is better), and the root mean square error of filling them in, in standard deviations of their "
+    "hidden entries": "observed entries that were kept from every fit and then scored: the log-probability (density) of each given the "
+    "rest of its row, in nats an entry (higher is better), and the root mean square error of filling them in, in standard deviations of their "
     "columns (lower is better; the column's mean has about 1).",
 }
 
