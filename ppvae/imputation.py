@@ -6,7 +6,6 @@ Missing at random is assumed: whether an entry is missing may depend on what is 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import sqrt
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ppvae.criticism.predictive import posterior_draws
 from ppvae.data import Batch, Data, as_data, check_share
 from ppvae.distributions import MaskedNormal
 from ppvae.inference.method import seeded
+from ppvae.options import taken
 from ppvae.program.joint import in_draws, latent_sites, log_joint, log_joint_given_shared, random_sites
 from ppvae.scores import warn_of_few
 from ppvae.tables import column_names, completed
@@ -135,8 +135,7 @@ def impute(fit: "Fit", source: Any, draws: int | None, seed: int, bootstrap: boo
     """What `fit.impute` gives: the means in the form of `source`, or `draws` tables (M, N, D) in the order of its columns."""
     if draws is None and bootstrap:
         raise ValueError("bootstrap draws the parameters of each table: say how many tables, draws=20")
-    if draws is not None:
-        _check_draws(draws, 1)
+    draws = None if draws is None else _counted(draws, 1)
     own = read(fit, source)
     data = fit.take(own)
     with seeded(seed, fit.device):
@@ -149,9 +148,12 @@ def impute(fit: "Fit", source: Any, draws: int | None, seed: int, bootstrap: boo
     return like_source(values, source, own) if draws is None else values
 
 
-def _check_draws(draws: object, least: int) -> None:
-    if not isinstance(draws, Integral) or isinstance(draws, bool) or draws < least:
-        raise ValueError(f"draws must be a whole number, at least {least}, not {draws!r}")
+def _counted(draws: object, least: int) -> int:
+    """A number of draws. Raises ValueError for what is none, and for fewer than `least`."""
+    number = taken(draws, int, "draws")
+    if number < least:
+        raise ValueError(f"draws must be at least {least}, not {draws}")
+    return number
 
 
 def conditional_mean(fit: "Fit", data: Data) -> tuple[Tensor, Tensor]:
@@ -300,7 +302,7 @@ def coverage(
 
     Raises ValueError for a share that hides nothing or a whole column, for fewer than 2 draws, and for levels that are not between 0 and 1.
     """
-    _check_draws(draws, 2)
+    draws = _counted(draws, 2)
     levels = list(levels) if isinstance(levels, Iterable) else [levels]
     for level in levels:
         check_share("a level is a share", level)
