@@ -114,6 +114,13 @@ def test_columns_of_other_names_are_refused_wherever_a_fit_meets_data(ask):
         getattr(fit, ask)(frame)
 
 
+@pytest.mark.parametrize("ask", [ppvae.check, ppvae.examine, ppvae.coverage])
+def test_columns_of_other_names_are_refused_where_a_fit_is_criticised(ask):
+    iris = ppvae.load_data("iris")
+    with pytest.raises(ValueError, match=r"are without petal width \(cm\)"):
+        ask(ppvae.fit(ppvae.models.PPCA(1), iris), Data(iris.frame().rename(columns={iris.columns[3]: "width"})))
+
+
 def test_columns_without_names_are_read_by_position():
     iris = ppvae.load_data("iris")
     named, unnamed = (ppvae.fit(ppvae.models.PPCA(1), table) for table in (iris, iris.numpy()))
