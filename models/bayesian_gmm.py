@@ -6,11 +6,13 @@
     k_n       ~ Categorical(w)
     x_n | k_n ~ N(m_k, P_k^-1)
 
-The priors' own parameters are in theta, frozen: `init={"mean_scale": [10.0, 10.0]}` sets one. Means and precisions are independent a
+The priors' own parameters are in theta, frozen, at the data's scale as the model's options say; `init={"mean_scale": [10.0, 10.0]}` sets
+one outright. Means and precisions are independent a
 priori, so each has a conjugate factor given the others: Normal, and Wishart or Gamma.
 """
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 import pyro
@@ -62,10 +64,11 @@ class BayesianGMM(Model):
     """A mixture of `n_components` = K Gaussians with priors on weights, means and precisions.
 
     covariance: "full" or "diag".
+    concentration: a, of each component; below 1 the prior prefers few.  mean_spread: the prior sd of a component's mean around the data's,
+    in the data's sds.  prior_rows: how many rows the prior of a covariance weighs as, above D - 1 for a full one (None: D + 1; diag: two).
     Shared latents: `weights` (K,), `means` (K, D), `precisions` (K, D, D), for diag (K, D). Theta, frozen: `concentration` (K,),
     `mean_loc` and `mean_scale` (D,); for full `precision_df` () and `precision_scale` (D, D), for diag `precision_shape` and
-    `precision_rate` (D,). By default a component's mean lies within some two standard deviations of the data's, and its covariance's prior
-    weighs as much as D + 1 rows (diag: two) with the spread within the clusters of k-means.
+    `precision_rate` (D,). The rows that a covariance's prior weighs as have the spread within the clusters of k-means.
 
     >>> import ppvae
     >>> fit = ppvae.fit(BayesianGMM(n_components=2), ppvae.load_data("faithful"))
@@ -75,6 +78,9 @@ class BayesianGMM(Model):
 
     n_components: int = 2
     covariance: str = "full"
+    concentration: float = 1.0
+    mean_spread: float = 2.0
+    prior_rows: float | None = None
 
     exact: ClassVar[type[Exact]] = BayesianGMMExact
     exchangeable: ClassVar[tuple[str, ...]] = ("weights", "means", "precisions")
@@ -85,6 +91,10 @@ class BayesianGMM(Model):
             raise ValueError(f"n_components must be at least 1, not {self.n_components}")
         if self.covariance not in COVARIANCES:
             raise unknown("covariance", self.covariance, COVARIANCES)
+        for name in ("concentration", "mean_spread", "prior_rows"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < inf:
+                raise ValueError(f"{name} must be above 0 and finite, not {value}")
 
     def check(self, data: Data) -> None:
         if data.n_rows < self.n_components:
@@ -93,23 +103,26 @@ class BayesianGMM(Model):
             )
         if data.constant:
             raise ValueError(f"a mixture cannot be fitted where a column is constant ({few(data.constant)}): drop it")
+        if self.covariance == "full" and self.prior_rows is not None and self.prior_rows <= data.n_features - 1:
+            raise ValueError(f"prior_rows={self.prior_rows:g} must be above {data.n_features - 1}, the number of features less 1: raise it")
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         """The priors, at the data's own scale; the same for every seed."""
         weights, _, covariances = kmeans_partition(data, self.n_components, torch.Generator().manual_seed(0))
         variance = (weights[:, None, None] * covariances).sum(0).diagonal()
         theta = {
-            "concentration": Constrained(data.x.new_ones(self.n_components), constraints.positive),
+            "concentration": Constrained(data.x.new_full((self.n_components,), self.concentration), constraints.positive),
             "mean_loc": Constrained(data.mean, unit=data.scale),
-            "mean_scale": Constrained(2 * data.scale, constraints.positive, unit=data.scale),
+            "mean_scale": Constrained(self.mean_spread * data.scale, constraints.positive, unit=data.scale),
         }
         if self.covariance == "full":
-            df = data.x.new_tensor(data.n_features + 1.0)
+            df = data.x.new_tensor(self.prior_rows or data.n_features + 1.0)
             theta["precision_df"] = Constrained(df, constraints.greater_than(data.n_features - 1.0))
             theta["precision_scale"] = Constrained((1 / (df * variance)).diag(), constraints.positive_definite)
         else:
-            theta["precision_shape"] = Constrained(torch.ones_like(variance), constraints.positive)
-            theta["precision_rate"] = Constrained(variance, constraints.positive)
+            shape = (self.prior_rows or 2.0) / 2
+            theta["precision_shape"] = Constrained(torch.full_like(variance, shape), constraints.positive)
+            theta["precision_rate"] = Constrained(shape * variance, constraints.positive)
         return Parameters(**theta).freeze(*theta)
 
     def shared_start(self, theta: Parameters, data: Data, generator: torch.Generator) -> dict[str, Tensor]:

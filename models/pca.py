@@ -23,7 +23,7 @@ from torch.distributions import constraints
 
 from ppvae.data import Batch, Data
 from ppvae.exact import Statistics
-from ppvae.linear_gaussian import LinearGaussianExact
+from ppvae.linear_gaussian import LinearGaussianExact, check_table
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
 
@@ -103,8 +103,7 @@ class PCA(Model):
             raise ValueError(f"n_latents must be at least 1, not {self.n_latents}")
 
     def check(self, data: Data) -> None:
-        if self.n_latents >= data.n_features:
-            raise ValueError(f"n_latents={self.n_latents} must be below the number of features, {data.n_features}: choose fewer latents")
+        check_table(data, self.n_latents)
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         variance = data.variance.mean()

@@ -27,7 +27,12 @@ app = typer.Typer(
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model (`ppvae models`), or your own: path/file.py[:Name].")]
 DataName = Annotated[str, typer.Argument(metavar="DATA", help="A data set (`ppvae datasets`), or a .csv, .npy or .parquet file.")]
 Folder = Annotated[Path, typer.Argument(metavar="FIT", help="The folder of a saved fit (`ppvae fit --out`).")]
-Options = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the model; give it once for each.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="An option of the model (`ppvae models` lists them, priors too); give it once for each."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="The seed of every random draw.")]
 Out = Annotated[Path | None, typer.Option(metavar="FILE", help="A new .csv, .npy or .parquet file; by default CSV is printed.")]
 Columns = Annotated[str | None, typer.Option(metavar="A,B", help="The columns to take, with commas between (for an .npy file: to name).")]

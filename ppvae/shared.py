@@ -117,12 +117,24 @@ class Draws(nn.Module):
     def values(self) -> dict[str, Tensor]:
         return {name: getattr(self, f"draws_{name}") for name in self.names}
 
+    @property
+    def count(self) -> int:
+        """How many draws there are, of all chains."""
+        chains, draws = next(iter(self.values.values())).shape[:2]
+        return chains * draws
+
+    def chosen(self, draws: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """{site: (draws, ...)}: some of the draws at random, none twice; all (None) in their own order. Raises ValueError for more."""
+        if draws is not None and draws > self.count:
+            raise ValueError(f"the sampler drew {self.count} times, not {draws}: ask for fewer draws, or fit with more of them")
+        index = torch.arange(self.count) if draws is None else torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
+        return {name: value.flatten(0, 1)[index[:draws]] for name, value in self.values.items()}
+
     def forward(self, batch: Batch) -> None:
         plates = {frame.dim: frame.size for frame in get_plates() if frame.dim is not None}
         shape = [plates.get(dim, 1) for dim in range(min(plates, default=0), 0)]
-        values = {name: value.flatten(0, 1) for name, value in self.values.items()}
-        index = torch.randint(len(next(iter(values.values()))), shape, device=batch.x.device)
-        for name, value in values.items():
+        index = torch.randint(self.count, shape, device=batch.x.device)
+        for name, value in self.chosen().items():
             pyro.sample(name, dist.Delta(value[index], event_dim=value.ndim - 1))
 
 

@@ -8,6 +8,7 @@ import torch
 import twins
 
 import ppvae
+from ppvae.inference.nuts import relabelled
 from ppvae.models import GMM, BayesianGMM
 
 DATA = ppvae.load_data("low_dim_gauss_mix")
@@ -156,6 +157,26 @@ def test_components_of_a_row():
     assert posterior.component == "component"
     assert torch.allclose(posterior.log_weights.logsumexp(-1), torch.zeros(1, dtype=torch.float64), atol=1e-12)
     assert set(fit.predict(DATA)) == {0, 1}
+    few = ppvae.Data(DATA.numpy()[::200])  # a wide posterior
+    fit = ppvae.fit(BayesianGMM(2, "diag"), few, init=PRIORS)
+    drawn = {name: torch.as_tensor(value) for name, value in fit.shared_draws(200).items()}
+    each = torch.distributions.Normal(drawn["means"].squeeze(-1), drawn["precisions"].squeeze(-1).rsqrt())
+    given = (each.log_prob(few.x.unsqueeze(-1)) + drawn["weights"].log()).softmax(-1)  # (N, S, K)
+    assert torch.allclose(fit.posterior(few).log_weights.exp(), given.mean(1))
+
+
+def test_chains_are_brought_into_one_order():
+    """Two chains that hold the components the other way round, and differ in weights, means and precisions together."""
+    start = {
+        "weights": torch.tensor([0.3, 0.7]),
+        "means": torch.tensor([[0.0, 0.0], [5.0, 1.0]]),
+        "precisions": torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+    }
+    noise = 0.01 * torch.randn(2, 50, 2, 2, generator=torch.Generator().manual_seed(0))
+    chains = {"weights": start["weights"].expand(2, 50, 2), "means": start["means"] + noise, "precisions": start["precisions"] + noise}
+    turned = {name: torch.stack([value[0], value[1].flip(1)]) for name, value in chains.items()}
+    found = relabelled(BayesianGMM(2, "diag"), turned, start)
+    assert all(torch.equal(found[name], chains[name]) for name in chains)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +188,26 @@ def test_cavi_says_where_it_does_not_apply(model, sentence):
         ppvae.fit(model, ppvae.load_data("iris"), ppvae.CAVI())
 
 
-@pytest.mark.parametrize("bad", [{"n_components": 0}, {"covariance": "round"}])
+def test_priors_are_options():
+    """Known by what they give: a prior of many rows holds the spread where it was, one of small means holds them together."""
+    iris = ppvae.load_data("iris")
+    diag = ppvae.load_model("bayesian_gmm", covariance="diag", concentration="0.5", mean_spread="3", prior_rows="10")
+    theta = diag.init(iris, torch.Generator())
+    assert theta.concentration.tolist() == pytest.approx([0.5, 0.5])
+    assert torch.allclose(theta.mean_scale, 3 * iris.scale)
+    default = BayesianGMM(2, "diag").init(iris, torch.Generator())
+    assert torch.allclose(theta.precision_shape, 5 * default.precision_shape)
+    assert torch.allclose(theta.precision_shape / theta.precision_rate, default.precision_shape / default.precision_rate)
+    full = [BayesianGMM(2, prior_rows=rows).init(iris, torch.Generator()) for rows in (None, 5, 40)]
+    assert [float(t.precision_df) for t in full] == pytest.approx([5, 5, 40])
+    assert all(torch.allclose(t.precision_df * t.precision_scale, 5 * full[0].precision_scale) for t in full)
+    with pytest.raises(ValueError, match="prior_rows=3 must be above 3, the number of features less 1"):
+        ppvae.fit(BayesianGMM(2, prior_rows=3), iris)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"n_components": 0}, {"covariance": "round"}, {"concentration": 0}, {"mean_spread": float("nan")}, {"prior_rows": -1}]
+)
 def test_bad_options(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         BayesianGMM(**bad)

@@ -76,12 +76,16 @@ def test_checks_and_holes_keep_the_context(fit):
         (None, r"context of 3 columns"),
         ([1.0, 0.0], r"shape \(3,\) or \(4, 3\), not \(2,\)"),
         (np.zeros((5, 3)), r"not \(5, 3\)"),
-        ([1.0, 0.0, np.nan], "finite numbers"),
+        ([1.0, 0.0, np.nan], "finite numbers: NaN or inf is among them"),
+        ("versicolor", r"give a context of shape \(3,\) or \(4, 3\) as numbers, not 'versicolor'"),
+        (["a", "b", "c"], r"as numbers, not \['a', 'b', 'c'\]"),
     ],
 )
 def test_contexts_that_do_not_fit(fit, context, said):
     with pytest.raises(ValueError, match=said):
         fit.sample(4, context=context)
+    with pytest.raises(ValueError, match=r"give latents of shape \(n, L\) as numbers, not \[\['a'\]\]"):
+        fit.decode([["a"]], context=[0, 1, 0])
 
 
 def test_data_without_the_context(fit):

@@ -12,6 +12,10 @@ from test_cli import CENTRE
 
 import ppvae
 from ppvae import cli
+from ppvae.exact import ExactGuide
+from ppvae.inference.draws import Prior
+from ppvae.inference.fit import start
+from ppvae.inference.method import Task
 from ppvae.models import GMM, PCA, PPCA, VAE, Autoencoder, Die, FactorAnalysis, Gaussian, LinearVAE
 from ppvae.parameters import Parameters
 
@@ -115,12 +119,47 @@ def test_a_likelihood_that_is_not_finite_is_reported():
     assert fit.converged or fit.status.startswith("stopped: the log-likelihood was no longer finite")
 
 
+@dataclass(frozen=True)
+class Fence(Cliff):
+    """The likelihood rises up to a fence, beyond which there is none."""
+
+    raises: bool = False
+
+    def model(self, theta, batch):
+        beyond = theta.scale > 30
+        if self.raises and bool(beyond):
+            raise torch.linalg.LinAlgError
+        with batch.rows:
+            loc = torch.where(beyond, torch.nan, 100 - theta.scale).expand(1)
+            pyro.sample("x", dist.Normal(loc, 1.0).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_step_beyond_what_is_finite_is_taken_back(raises):
+    data = np.arange(5.0)[:, None]
+    fit = ppvae.fit(Fence(raises), data, ppvae.DirectML())
+    assert fit.status.startswith("stopped: the log-likelihood was no longer finite") == raises
+    assert (5 if raises else 29) < fit.params["scale"] <= 30
+    assert float(fit.log_likelihood(data).mean()) == pytest.approx(fit.history.log_likelihood.iloc[-1])
+    assert fit.history.log_likelihood.is_monotonic_increasing
+
+
+def test_the_standard_error_of_the_naive_estimate_is_its_spread():
+    iris, model, method = ppvae.load_data("iris"), PPCA(2), ppvae.DirectML("naive", draws=5)
+    theta = start(model, iris, 0)
+    tasks = [Task(model, iris, theta, None, seed) for seed in range(40)]
+    words = [method.verdict(task, model.closed_forms, Prior(task), ExactGuide(model.closed_forms, theta)) for task in tasks]
+    errors = [float(re.search(r"s\.e\. ([\d.e-]+)", sentence)[1]) for sentence in words]
+    # One digit is printed, so each may be off by a third; the spread of 40 by 4 / sqrt(78).
+    assert np.std([said(sentence)[0] for sentence in words], ddof=1) == pytest.approx(np.mean(errors), rel=1 / 3 + 4 / np.sqrt(78))
+
+
 def test_what_it_cannot_do_is_refused():
     iris = ppvae.load_data("iris")
     with pytest.raises(ValueError, match="unknown estimator 'naiv': did you mean 'naive'"):
         ppvae.DirectML("naiv")
     for settings in ({"steps": 0}, {"draws": 0}, {"tolerance": -1.0}, {"batch_size": 0}, {"learning_rate": -1.0}):
-        with pytest.raises(ValueError, match="needs"):
+        with pytest.raises(ValueError, match=next(iter(settings))):
             ppvae.DirectML(**settings)
     with pytest.raises(ValueError, match="batch_size=151 is larger than the data"):
         ppvae.fit(PPCA(2), iris, ppvae.DirectML("naive", batch_size=151))

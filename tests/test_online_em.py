@@ -46,6 +46,12 @@ def test_a_mixture_ends_near_em():
     assert fit.engine == "closed forms"
 
 
+def test_batches_that_forget_each_other_get_that_advice():
+    fit = ppvae.fit(GMM(2), ppvae.load_data("faithful"), ppvae.OnlineEM(epochs=3, forgetting=0))
+    assert not fit.converged
+    assert ": batches pull theta about where forgetting=0: set it above 0.5, or batch_size to all rows" in fit.status
+
+
 def test_ppca_ends_near_em_with_and_without_holes():
     fit = near_em(PPCA(2), ppvae.load_data("iris"), ppvae.OnlineEM(), 8)
     assert not fit.converged

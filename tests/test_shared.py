@@ -1,6 +1,7 @@
 """Latents that all rows share: bijections onto their supports, guides for them, and what a fit says of them."""
 
 from dataclasses import dataclass
+from functools import partial
 from math import log, pi, sqrt
 
 import numpy as np
@@ -13,12 +14,12 @@ from torch.distributions import constraints
 
 import ppvae
 from ppvae import guides
-from ppvae.bijections import PositiveDefinite, bijection
+from ppvae.bijections import PositiveDefinite, bijection, unit_tril
 from ppvae.distributions import Wishart
 from ppvae.inference.fit import start
 from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.joint import random_sites
+from ppvae.program.joint import log_joint, random_sites
 from ppvae.shared import Draws
 
 
@@ -116,6 +117,10 @@ def test_a_full_guide_correlates_sites():
         sites = random_sites(poutine.trace(guide).get_trace(DATA.batch()))
     a, b = sites["number"]["value"].flatten(), sites["scale"]["value"].log().flatten()
     assert float(torch.corrcoef(torch.stack([a, b]))[0, 1]) > 0.2
+    values = torch.cat([bijection(p.support).inv(sites[n]["value"]).flatten(1) for n, p in guide.sites.items()], -1)
+    tril = guide.unit.unsqueeze(-1) * unit_tril(guide.log_scale.exp(), guide.below)
+    noise = torch.linalg.solve_triangular(tril, (values - guide.unit * guide.loc).mT, upper=False).detach()
+    assert (torch.cov(noise) - torch.eye(len(noise))).abs().max() < 5 * sqrt(2 / 20_000)  # of some 100 entries
     plain = built(Supports(), DATA, "diagonal").shared
     with torch.no_grad(), pyro.plate("draws", 20_000, dim=-2):
         sites = random_sites(poutine.trace(plain).get_trace(DATA.batch()))
@@ -160,6 +165,23 @@ def test_the_sampler_finds_a_known_posterior():
     assert chains.std() == pytest.approx(SD, rel=4 / sqrt(2 * 200))
     assert np.isnan(fit.elbo(DATA)).all()
     assert "no density" in fit.elbo(DATA).how
+    assert np.array_equal(fit.shared_draws()["mu"], chains.flatten())
+    assert fit.params["mu"] == chains.mean()
+    assert set(fit.shared_draws(900)["mu"]) < set(chains.flatten())
+    assert fit.log_likelihood(DATA, draws=5000).how == "posterior predictive, 1000 draws of what all rows share"
+    for draws, sentence in ((1001, "the sampler drew 1000 times, not 1001"), (0, "at least 1, not 0"), (1.5, "a whole number, not 1.5")):
+        with pytest.raises(ValueError, match=sentence):
+            fit.shared_draws(draws)
+
+
+def test_parts_of_the_rows_add_up_to_the_log_joint():
+    """What all rows share counts once, however the rows are cut."""
+    program, mu = partial(Mean().model, Parameters()), {"mu": torch.tensor(2.0, dtype=torch.float64)}
+    whole = log_joint(program, DATA.batch(), mu).sum()
+    assert float(whole) == pytest.approx(
+        float(dist.Normal(0.0, 10.0).log_prob(mu["mu"]) + dist.Normal(mu["mu"], 1.0).log_prob(DATA.x).sum())
+    )
+    assert float(sum(log_joint(program, part, mu).sum() for part in DATA.chunks(7))) == pytest.approx(float(whole))
 
 
 def test_new_rows_come_from_the_posterior_and_not_from_the_prior(svi):

@@ -73,7 +73,7 @@ def test_seeds_repeat_and_differ():
 def test_what_it_cannot_do_is_refused():
     iris = ppvae.load_data("iris")
     for settings in ({"rounds": 0}, {"e_steps": 0}, {"m_steps": -1}, {"batch_size": 0}, {"particles": 0}, {"learning_rate": 0.0}):
-        with pytest.raises(ValueError, match="needs"):
+        with pytest.raises(ValueError, match=f"^(?!SVI).*{next(iter(settings))}"):
             ppvae.VariationalEM(**settings)
     with pytest.raises(ValueError, match="batch_size=151 is larger than the data"):
         ppvae.fit(PPCA(2), iris, ppvae.VariationalEM(batch_size=151))

@@ -1,5 +1,6 @@
 """L-BFGS with a strong Wolfe line search (Nocedal & Wright 2006, algorithms 7.5 and 3.5), a step at a time, for a mean over rows."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -25,6 +26,10 @@ def ascend(terms: Callable[[], Iterable[Tensor]], parameters: list[nn.Parameter]
             for term in terms():
                 (-term).backward()
                 total = total - term.detach()
+        if not torch.isfinite(total):  # worse than anywhere, by a slope that says nothing: the line search then halves its step
+            total = total.new_tensor(math.inf)
+            for parameter in parameters:
+                parameter.grad = torch.full_like(parameter, math.nan)
         return total
 
     while True:

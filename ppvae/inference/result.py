@@ -17,6 +17,7 @@ from ppvae.exact import Exact, ExactGuide, Posterior, kl
 from ppvae.inference.method import Method, seeded
 from ppvae.messages import unknown
 from ppvae.model import Model
+from ppvae.options import taken
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.given import rows_log_likelihood
@@ -93,13 +94,26 @@ class Fit:
     def _sketch(self) -> Data:
         return self.trained_on.sketch().to(self.dtype, self.device)
 
-    def shared_draws(self, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
-        """{site: (draws, ...)}: draws from the posterior of the latents that all rows share; empty for a story without any."""
+    def shared_draws(self, draws: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+        """{site: (draws, ...)}: draws from the posterior of the latents that all rows share; empty for a story without any.
+
+        draws: 1000 by default, or all that a sampler drew; fewer of a sampler's are taken at random, each at most once. Raises ValueError
+        for more than a sampler drew.
+        """
+        if draws is not None and taken(draws, int, "draws") < 1:
+            raise ValueError(f"draws must be at least 1, not {draws}")
         if not self.shared:
             return {}
+        if isinstance(self.guide, Draws):
+            return {name: value.cpu().numpy() for name, value in self.guide.chosen(draws, seed).items()}
+        draws = 1000 if draws is None else draws
         with seeded(seed, self.device), torch.no_grad():
             sites = random_sites(poutine.trace(in_draws(self.guide, draws)).get_trace(self._sketch.head()))
         return {name: sites[name]["value"].squeeze(1).cpu().numpy() for name in self.shared}
+
+    def _available(self, draws: int) -> int:
+        """As many draws of what all rows share, or as a sampler drew."""
+        return min(draws, self.guide.count) if isinstance(self.guide, Draws) else draws
 
     def take(self, data: object) -> Data:
         """`data` as this fit can read it, its columns found by their names (an array's by position).
@@ -130,7 +144,7 @@ class Fit:
         if self.exact is not None:
             return Scores(exact_log_marginal(self.exact, self.theta, data))
         if self.shared and not self.encodes:
-            drawn = {n: torch.as_tensor(v).to(data.x) for n, v in self.shared_draws(draws, seed).items()}
+            drawn = {n: torch.as_tensor(v).to(data.x) for n, v in self.shared_draws(self._available(draws), seed).items()}
             rows = rows_log_likelihood(self.model, self.theta, data, drawn)
             if rows is not None:
                 return predictive_density(rows, data)
@@ -203,7 +217,7 @@ class Fit:
         """Where rows share latents: what the story's one summed-out site is, averaged over them; else what the guide says of a row."""
         rows = {n: s for n, s in latent_sites(self.program, self._sketch.head()).items() if n not in self.shared}
         if len(rows) == 1 and all(site["infer"].get("enumerate") == "parallel" for site in rows.values()):
-            held = {n: torch.as_tensor(v).to(data.x).unsqueeze(1) for n, v in self.shared_draws(draws).items()}
+            held = {n: torch.as_tensor(v).to(data.x).unsqueeze(1) for n, v in self.shared_draws(self._available(draws)).items()}
             given = [log_joint_given_shared(self.program, batch, held, draws).log_softmax(0) for batch in data.chunks(AT_ONCE // draws)]
             return Posterior.categorical((torch.cat(given, -1).logsumexp(1) - np.log(draws)).mT, *rows)
         return read_guide(getattr(self.guide, "rows", self.guide), data.batch())
@@ -269,7 +283,7 @@ class Fit:
         """
         from ppvae.criticism.predictive import blank_batch, expected_rows
 
-        z = torch.as_tensor(np.asarray(latents, dtype=float), dtype=self.dtype, device=self.device)
+        z = self._numbers(latents, "latents of shape (n, L)")
         if z.ndim != 2:
             raise ValueError(f"decode takes latents (n, L), not an array of shape {tuple(z.shape)}")
         batch = blank_batch(len(z), len(self.trained_on.columns), self.dtype, self.device, self._context(context, len(z)))
@@ -284,12 +298,23 @@ class Fit:
             return None
         if context is None:
             raise ValueError(f"the fit was made with a context of {width} columns: say what to condition on, context=(C,) or (n, C)")
-        values = torch.as_tensor(np.asarray(context, dtype=float), dtype=self.dtype, device=self.device)
+        wanted = f"a context of shape ({width},) or ({n}, {width})"
+        values = self._numbers(context, wanted)
         if width == 1 and values.ndim < 2:
             values = values.reshape(-1, 1)
-        if values.shape not in ((width,), (1, width), (n, width)) or not torch.isfinite(values).all():
-            raise ValueError(f"context must be finite numbers of shape ({width},) or ({n}, {width}), not {tuple(values.shape)}")
+        if values.shape not in ((width,), (1, width), (n, width)):
+            raise ValueError(f"give {wanted}, not {tuple(values.shape)}")
         return values.expand(n, width)
+
+    def _numbers(self, values: object, wanted: str) -> Tensor:
+        """`values` as a tensor; raises ValueError, with what is `wanted`, for what is not numbers, or not finite."""
+        try:
+            found = torch.as_tensor(np.asarray(values, dtype=float), dtype=self.dtype, device=self.device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"give {wanted} as numbers, not {values!r}") from error
+        if not torch.isfinite(found).all():
+            raise ValueError(f"give {wanted} in finite numbers: NaN or inf is among them")
+        return found
 
     def replicate(self, data: object, draws: int = 100, seed: int = 0, rows: str = "same") -> np.ndarray:
         """(draws, N, D) replicated data sets: for the "same" rows (latents from the posterior) or for "new" ones (from the prior)."""
