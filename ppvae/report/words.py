@@ -158,7 +158,7 @@ def findings(comparison: Comparison) -> list[str]:
     unfinished = [(m, fit) for m, fit in zip(table["method"], comparison.fits, strict=True) if not fit.converged]
     said += [f"{method}, seed {fit.seed}, did not converge: {fit.status}." for method, fit in unfinished[:4]]
     if len(unfinished) > 4:
-        said.append(f"So did {len(unfinished) - 4} more runs; see the table.")
+        said.append(f"Nor did {len(unfinished) - 4} more runs; see the table.")
     return said
 
 
