@@ -5,7 +5,6 @@ Everyone trains the same architecture on the same rows, gathered in shuffled ord
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from itertools import pairwise
 
 import numpy as np
 import pyro
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import ppvae
+from benchmarks import numpyro_vae
 from benchmarks.em import clusters
 from benchmarks.timing import Contestants, race
 from ppvae import guides
@@ -43,7 +43,8 @@ def rows() -> Iterator[dict[str, object]]:
             "ppvae": _ppvae(ppvae.models.VAE(latents, hidden=(hidden,)), images, BATCH),
         }
         if find_spec("numpyro") is not None:
-            contestants["NumPyro, scan"] = _numpyro(hidden, latents, images)
+            sizes = {"rows": ROWS, "pixels": PIXELS, "hidden": hidden, "latents": latents, "batch": BATCH}
+            contestants["NumPyro, scan"] = numpyro_vae.apart(steps=STEPS, rate=RATE, **sizes)
         yield from race(f"VAE, {PIXELS}-{hidden}-z{latents}, batch {BATCH}", contestants, targets, steps=STEPS)
     x = clusters(ROWS, 4, 4)
     table = torch.as_tensor(x, dtype=torch.float32)
@@ -165,48 +166,3 @@ def _gmm_in_pyro(features: int, components: int) -> Callable[[Tensor], None]:
             pyro.sample("x", dist.MultivariateNormal(means[k], scale_tril=trils[k]), obs=x)
 
     return model
-
-
-def _numpyro(hidden: int, latents: int, images: np.ndarray) -> Callable[[], object]:
-    """One jitted scan over `STEPS` steps."""
-    import jax
-    import jax.numpy as jnp
-    import numpyro
-    import numpyro.distributions as nd
-
-    x = jnp.asarray(images, dtype=jnp.float32)
-    sizes = {"encoder": (PIXELS, hidden, 2 * latents), "decoder": (latents, hidden, PIXELS)}
-
-    def network(name: str, values):
-        widths = sizes[name]
-        for n, (i, o) in enumerate(pairwise(widths)):
-            weight = numpyro.param(f"{name} weight {n}", lambda key, i=i, o=o: jax.random.normal(key, (i, o)) / i**0.5)
-            bias = numpyro.param(f"{name} bias {n}", jnp.zeros(o))
-            values = (jax.nn.softplus(values) if n else values) @ weight + bias
-        return values
-
-    def model(x) -> None:
-        with numpyro.plate("rows", len(x)):
-            z = numpyro.sample("z", nd.Normal(jnp.zeros(latents), 1.0).to_event(1))
-            numpyro.sample("x", nd.Bernoulli(logits=network("decoder", z)).to_event(1), obs=x)
-
-    def guide(x) -> None:
-        with numpyro.plate("rows", len(x)):
-            loc, raw = jnp.split(network("encoder", x), 2, -1)
-            numpyro.sample("z", nd.Normal(loc, jax.nn.softplus(raw)).to_event(1))
-
-    svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(RATE), numpyro.infer.Trace_ELBO())
-    state = svi.init(jax.random.PRNGKey(0), x[:BATCH])
-
-    @jax.jit
-    def steps(state, key):
-        order = jax.random.permutation(key, len(x))
-        batches = jnp.arange(STEPS)[:, None] * BATCH % (len(x) - BATCH) + jnp.arange(BATCH)
-        return jax.lax.scan(lambda state, index: svi.update(state, x[order[index]]), state, batches)
-
-    def run() -> object:
-        nonlocal state
-        state, losses = steps(state, jax.random.PRNGKey(1))
-        return losses.block_until_ready()
-
-    return run

@@ -17,6 +17,7 @@ from ppvae.inference.svi import Step, Training, one_cycle
 from ppvae.model import Model
 from ppvae.models import GMM, PPCA, VAE
 from ppvae.parameters import Parameters
+from ppvae.program.capture import capture, tensors_of, with_opaque_sums
 
 IRIS_OPTIMUM = -2.69975187  # PPCA with 2 latents, gold case D8
 
@@ -195,6 +196,30 @@ def test_a_compiled_run_is_the_same_run():
     captured, compiled = (ppvae.fit(Location(), data, ppvae.SVI(steps=50, compile=c)) for c in ("auto", True))
     assert compiled.engine == "captured and compiled"
     np.testing.assert_allclose(compiled.params["mean"], captured.params["mean"], rtol=1e-6)
+
+
+LOOKUPS = {
+    "index": lambda table, rows: table[rows],
+    "index_select": lambda table, rows: table.index_select(0, rows),
+    "embedding": lambda table, rows: torch.nn.functional.embedding(rows, table),
+}
+
+
+@pytest.mark.parametrize("lookup", LOOKUPS.values(), ids=LOOKUPS)
+def test_the_compiler_is_left_no_sum_into_indexed_places(lookup):
+    """It may write them out of bounds (pytorch/pytorch#191837); each look-up's gradient is such a sum."""
+    table, batch = torch.nn.Embedding(3, 2), ppvae.load_data("faithful").batch(torch.tensor([0, 1, 2, 1]))
+
+    def loss(batch, weight):
+        return lookup(table.weight, batch.index).square().sum() * weight
+
+    arguments = list(table.parameters()), tensors_of(batch), torch.tensor(2.0)
+    graph = with_opaque_sums(capture(table, loss, batch, arguments[2]))
+    assert "ops.ppvae." in graph.code
+    assert not any(f"ops.aten.{name}" in graph.code for name in ("index_put", "index_add", "embedding_dense_backward"))
+    _, (gradient,) = graph(*arguments)
+    (expected,) = torch.autograd.grad(loss(batch, arguments[2]), table.weight)
+    torch.testing.assert_close(gradient, expected)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 Pyro interprets its program again at every step. Here the program runs once under `make_fx`, which records the tensor operations of the
 loss and its gradient as a flat graph; random draws are operations of the graph, so each call draws anew. The graph runs as it is, or
 compiled by `torch.compile`.
+
+Sums into indexed places (the gradient of `means[k]`) stay PyTorch's own when the rest is compiled: with several threads, torch 2.13's
+compiler for the CPU may write such sums to wrong places, past the end of their tensor too (pytorch/pytorch#191837).
 """
 
 import logging
@@ -18,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppvae.data import Batch
 
+aten = torch.ops.aten
 Loss = Callable[[Batch, Tensor], Tensor]
 Graph = Callable[[list[Tensor], list[Tensor], Tensor], tuple[Tensor, list[Tensor]]]
 
@@ -62,9 +66,30 @@ def capture(module: nn.Module, loss: Loss, batch: Batch, weight: Tensor) -> Grap
 def without_detours(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """The graph without operations that change nothing when no gradient is recorded."""
     for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.detach.default:
+        if node.target is aten.detach.default:
             node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def opaque(operation: torch._ops.OpOverload) -> torch._ops.OpOverload:
+    """The same operation under a name of ours, which the compiler calls and does not look into."""
+    schema = operation._schema
+    name = schema.name.replace("aten::", "ppvae::")
+    torch.library.define(name, str(schema).removeprefix(schema.name))
+    torch.library.impl(name, ("cpu", "cuda"), operation)
+    torch.library.register_fake(name, operation)
+    return getattr(torch.ops.ppvae, operation.overloadpacket.__name__).default
+
+
+SUMS = {op: opaque(op) for op in (aten.index_put.default, aten.index_add.default, aten.embedding_dense_backward.default)}
+
+
+def with_opaque_sums(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The graph with every sum into indexed places hidden from the compiler."""
+    for node in graph.graph.nodes:
+        node.target = SUMS.get(node.target, node.target)
     graph.recompile()
     return graph
 
@@ -90,7 +115,8 @@ def no_compiler() -> str | None:
 def compiled(graph: Graph, *example: Any) -> Graph:
     """The graph through torch.compile, compiled now by one call on `example`; no random state is spent."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-    fast = torch.compile(graph, dynamic=False)
+    assert isinstance(graph, torch.fx.GraphModule)
+    fast = torch.compile(with_opaque_sums(graph), dynamic=False)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
         warnings.simplefilter("ignore")  # the compiler's own deprecations
         fast(*example)
