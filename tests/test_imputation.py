@@ -111,8 +111,8 @@ class TestDraws:
         assert (first != other).any()
 
     def test_bootstrap_is_wider(self):
-        """With theta drawn too an entry spreads more where its row lies far out: 10 sd, at which a slope from 30 rows is off by 10 / sqrt(30)
-        noise sds, so that the spread should about double."""
+        """With theta drawn too an entry spreads more where its row lies far out: 10 sd, at which a slope from 30 rows is off by
+        10 / sqrt(30) noise sds, so that the spread should about double."""
         table = np.random.default_rng(0).standard_normal((31, 2))
         fit = ppvae.fit(GMM(1), table[1:])
         table[0] = np.nan, 10.0
