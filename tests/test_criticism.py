@@ -11,6 +11,7 @@ from scipy import stats
 from torch.distributions import constraints
 
 import ppvae
+from ppvae.criticism import missingness
 from ppvae.criticism.checks import correlations, moments, p_value, standard_statistics
 from ppvae.criticism.leverage import log_likelihood_draws, row_scores
 from ppvae.criticism.predictive import blank_batch, posterior_predictive, prior_predictive
@@ -280,6 +281,27 @@ class TestCheck:
         assert len(seen) == 1 + 2 * 4
         assert all(np.array_equal(s, holes) for s in seen)
         assert criticism.table["p_value"].tolist() == [0.5, 0.5]
+
+    @pytest.mark.parametrize(
+        ("rule", "said"),
+        [
+            (lambda x, y, chance: x > 0.8, "x is 1.8 sd higher there"),
+            (lambda x, y, chance: chance < 1 / (1 + np.exp(2 * x)), "sd lower there"),
+            (lambda x, y, chance: np.abs(x) > 1.2, "sd further from its mean there"),
+            (lambda x, y, chance: y > 0.8, "sd higher there"),  # on itself, which shows in the x that goes with it
+            (lambda x, y, chance: np.abs(chance - 0.5) < 0.1, None),
+        ],
+    )
+    def test_missingness_that_depends_on_observed_values_is_said(self, rule, said):
+        rng = np.random.default_rng(0)
+        x, noise = rng.standard_normal((2, 300))
+        y = 0.8 * x + 0.6 * noise
+        found = missingness.warning(Data(np.column_stack([x, np.where(rule(x, y, rng.random(300)), np.nan, y)]), columns=["x", "y"]))
+        if said is None:
+            assert found is None
+        else:
+            assert "whether y is missing depends on what was observed (x is" in found
+            assert said in found
 
     def test_user_statistics_are_numbers_or_vectors(self, gaussian_rows, fit):
         statistics = {"range": np.ptp, "medians": lambda x: np.median(x, 0), "quartiles": lambda x: np.quantile(x, [0.25, 0.75])}

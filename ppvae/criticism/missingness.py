@@ -1,5 +1,7 @@
 """Whether missing entries depend on what was observed: the assumption behind every likelihood of observed entries, made visible."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -8,34 +10,37 @@ from ppvae.data import Data
 from ppvae.messages import few
 
 CLEAR = 0.5  # standard deviations: Cohen's medium difference
+SIDES = {"value": ("higher", "lower"), "distance": ("further from its mean", "nearer to its mean")}
 LEVEL = 0.01  # of the whole table of tests, Bonferroni
 
 
 def dependence(data: Data) -> pd.DataFrame:
-    """For each column with holes and each other column: does the other's mean differ where the first is missing?
+    """For each column with holes and each other column: does the other differ where the first is missing?
 
-    Columns: missing (the column with holes), given (the other), difference (standard deviations), p_value (Welch's t test), plain (a
-    difference of half a standard deviation or more that chance does not explain). Missing at random allows a dependence on observed
-    values, and then rows with holes may not be dropped; what no table can show is a dependence on the missing values themselves.
+    Columns: missing (the column with holes), given (the other), measure (of the other: its "value", or its "distance" from its mean, for
+    entries that go missing on both sides), difference (of that measure's means, in standard deviations of the column), p_value (Welch's t
+    test), plain (half a standard deviation or more that chance does not explain). Missing at random allows a dependence on observed values,
+    and then rows with holes may not be dropped; what no table can show is a dependence on the missing values themselves.
 
     >>> import ppvae
     >>> found = dependence(ppvae.load_data("airquality"))
     >>> list(found.columns)
-    ['missing', 'given', 'difference', 'p_value', 'plain']
+    ['missing', 'given', 'measure', 'difference', 'p_value', 'plain']
     """
     x, seen = data.numpy().astype(float), data.observed.cpu().numpy()
     scale = data.scale.cpu().numpy()
+    measures = {"value": x, "distance": np.abs(x - data.mean.cpu().numpy())}
     rows = []
-    for i in np.flatnonzero(~seen.all(0)):
-        for j in range(data.n_features):
-            without, beside = x[~seen[:, i] & seen[:, j], j], x[seen[:, i] & seen[:, j], j]
-            if i == j or min(len(without), len(beside)) < 3 or np.ptp(np.concatenate([without, beside])) == 0:
-                continue
-            difference = (without.mean() - beside.mean()) / scale[j]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                p = stats.ttest_ind(without, beside, equal_var=False).pvalue
-            rows.append({"missing": data.columns[i], "given": data.columns[j], "difference": float(difference), "p_value": float(p)})
-    table = pd.DataFrame(rows, columns=["missing", "given", "difference", "p_value"])
+    for i, j, measure in product(np.flatnonzero(~seen.all(0)), range(data.n_features), measures):
+        y = measures[measure][:, j]
+        without, beside = y[~seen[:, i] & seen[:, j]], y[seen[:, i] & seen[:, j]]
+        if i == j or min(len(without), len(beside)) < 3 or np.ptp(np.concatenate([without, beside])) == 0:
+            continue
+        difference = (without.mean() - beside.mean()) / scale[j]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p = stats.ttest_ind(without, beside, equal_var=False).pvalue
+        rows.append((data.columns[i], data.columns[j], measure, float(difference), float(p)))
+    table = pd.DataFrame(rows, columns=["missing", "given", "measure", "difference", "p_value"])
     table["plain"] = (table.difference.abs() >= CLEAR) & (table.p_value * len(table) < LEVEL)
     return table
 
@@ -73,8 +78,9 @@ def _dependent(data: Data) -> str | None:
     if plain.empty:
         return None
     worst = plain.iloc[0]
-    side = "higher" if worst.difference > 0 else "lower"
-    more = f", and {len(plain) - 1} more such pairs" if len(plain) > 1 else ""
+    higher, lower = SIDES[worst.measure]
+    side, others = higher if worst.difference > 0 else lower, len(plain.groupby(["missing", "given"])) - 1
+    more = f", and {others} more such pairs" if others else ""
     return (
         f"whether {worst.missing} is missing depends on what was observed "
         f"({worst.given} is {abs(worst.difference):.1f} sd {side} there{more}): "
