@@ -211,13 +211,33 @@ def mixture_moments(batch: Batch, log_weights: Tensor, means: Tensor, covariance
 
     Returns "log_likelihood" (), and the responsibility-weighted "rows" (K,), "sum" (K, D) and "scatter" (K, D, D) of x - m_k.
     """
-    if batch.complete:
-        trils, centre = torch.linalg.cholesky(covariances), means.mean(0)
-        away = torch.linalg.solve_triangular(trils, (means - centre).unsqueeze(-1), upper=False).square().sum((-2, -1)).max()
-        if away < torch.finfo(means.dtype).eps ** -0.5:  # half of the digits are left when moments around the centre move to the means
+    trils, centre = torch.linalg.cholesky(covariances), means.mean(0)
+    away = torch.linalg.solve_triangular(trils, (means - centre).unsqueeze(-1), upper=False).square().sum((-2, -1)).max()
+    if away < torch.finfo(means.dtype).eps ** -0.5:  # half of the digits are left when moments around the centre move to the means
+        if batch.complete:
             return _moments_around(centre, batch.x, log_weights, means, trils)
+        return _moments_by_pattern(centre, batch, log_weights, means, covariances)
     parts = [_moments_by_row(part, log_weights, means, covariances) for part in batch.chunks(CHUNK)]
     return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+
+
+def _moments_by_pattern(centre: Tensor, batch: Batch, log_weights: Tensor, means: Tensor, covariances: Tensor) -> dict[str, Tensor]:
+    """`mixture_moments` of rows with holes: what is expected of a row is linear in it, by its pattern's matrix, so that the products of a
+    pattern's rows (x - centre, 1) with themselves are all that its matrices need to see."""
+    components, patterns = len(means), batch.patterns
+    root, regression, conditional, logdet = conditional_matrices(covariances, patterns.unique)
+    rows = torch.cat([torch.where(batch.observed, batch.x - centre, 0.0), torch.ones_like(batch.x[:, :1])], 1)
+    offsets = ((means - centre) * patterns.unique.unsqueeze(1)).unsqueeze(-1)  # (P, K, D, 1)
+    whiten = torch.cat([root, -root @ offsets], -1)
+    white = patterns.apply(whiten.flatten(1, 2).mT, rows).unflatten(-1, (components, -1))
+    constants = -0.5 * (logdet + patterns.unique.sum(-1, keepdim=True).to(rows) * LOG_2PI)
+    joint = (log_weights + constants)[patterns.of_row] - 0.5 * white.square().sum(-1)
+    log_marginal = joint.logsumexp(-1, keepdim=True)
+    products = patterns.weighted_products(rows, (joint - log_marginal).exp())
+    expect = torch.cat([regression, -regression @ offsets], -1)  # E[x - m | x_o]
+    first, count = expect @ products, products[..., -1, -1]
+    second = first @ expect.mT + count[..., None, None] * conditional
+    return {"log_likelihood": log_marginal.sum(), "rows": count.sum(0), "sum": first[..., -1].sum(0), "scatter": second.sum(0)}
 
 
 def _moments_by_row(batch: Batch, log_weights: Tensor, means: Tensor, covariances: Tensor) -> dict[str, Tensor]:

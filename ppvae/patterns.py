@@ -55,6 +55,14 @@ class Patterns:
         out[self.blocks.reshape(-1)] = products.reshape(-1, products.shape[-1])
         return out[:-1]
 
+    def weighted_products(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Sums over each pattern's rows of w_nk r_n r_n^T: rows (B, E), weights (B, K) -> (P, K, E, E)."""
+        padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])[self.blocks]
+        counted = torch.cat([weights, weights.new_zeros(1, weights.shape[1])])[self.blocks]
+        weighted = (counted.unsqueeze(-1) * padded.unsqueeze(-2)).flatten(-2)
+        products = torch.bmm(weighted.mT, padded).unflatten(1, (weights.shape[1], rows.shape[1]))
+        return products.new_zeros(len(self.unique), *products.shape[1:]).index_add_(0, self.of_block, products)
+
     def sum_rows(self, values: Tensor) -> Tensor:
         """Sums over each pattern's rows: values (B, ...) -> (P, ...)."""
         return values.new_zeros(len(self.unique), *values.shape[1:]).index_add_(0, self.of_row, values)
