@@ -32,7 +32,7 @@ class Configuration:
 
     def __post_init__(self) -> None:
         kinds = _kinds(type(self))
-        for f in fields(self):
+        for f in (f for f in fields(self) if f.init):
             object.__setattr__(self, f.name, taken(getattr(self, f.name), kinds[f.name], f"{self.name}: {f.name}"))
 
     @property
@@ -93,7 +93,7 @@ def taken(value: Any, kind: Any, what: str, words: bool = False) -> Any:
     """
     try:
         return _read(value, kind, _FROM_TEXT if words and isinstance(value, str) else _FROM_VALUE)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{what} must be {_spoken(kind)}, not {value!r}") from error
 
 
@@ -117,7 +117,7 @@ def _read(value: Any, kind: Any, readers: Mapping[Any, Reader]) -> Any:
         return _choice(value.lower() if text else value, {(str(choice) if text else choice): choice for choice in args})
     if get_origin(kind) is tuple:
         items = _items(value)
-        kinds = args[:1] * len(items) if args[-1] is Ellipsis else args
+        kinds = args[:1] * len(items) if args[-1:] == (Ellipsis,) else args
         if len(kinds) != len(items):
             raise ValueError(value)
         return tuple(_read(item, of, readers) for item, of in zip(items, kinds, strict=True))
@@ -147,35 +147,35 @@ def _choice(value: Any, choices: Mapping[Any, Any]) -> Any:
     return found[0]
 
 
-def _number(value: Any) -> float:
+def _number(value: Any) -> Any:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise ValueError(value)
-    return float(value)
+    return value
 
 
-def _whole(number: float) -> int:
-    if not number.is_integer():
+def _whole(number: Any) -> int:
+    if number // 1 != number:  # also where it is infinite, or none
         raise ValueError(number)
     return int(number)
 
 
-def _of(*types: type) -> Reader:
+def _one_of(*types: type) -> Reader:
     """A reader that takes values of these types, as the first of them."""
 
     def read(value: Any) -> Any:
         if not isinstance(value, types):
             raise ValueError(value)
-        return types[0](value) if types[0] is not NoneType else None
+        return types[0](value)
 
     return read
 
 
 _FROM_VALUE: dict[Any, Reader] = {
-    str: _of(str),
+    str: _one_of(str),
     int: lambda value: _whole(_number(value)),  # 1e4 is a whole number too
-    float: _number,
-    bool: _of(bool, np.bool_),
-    NoneType: _of(NoneType),
+    float: lambda value: float(_number(value)),
+    bool: _one_of(bool, np.bool_),
+    NoneType: lambda value: _choice(value, {None: None}),
 }
 _FROM_TEXT: dict[Any, Reader] = {
     str: str,

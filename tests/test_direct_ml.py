@@ -145,13 +145,13 @@ def test_a_step_beyond_what_is_finite_is_taken_back(raises):
 
 
 def test_the_standard_error_of_the_naive_estimate_is_its_spread():
-    iris, model, method = ppvae.load_data("iris"), PPCA(2), ppvae.DirectML("naive", draws=5)
-    theta = start(model, iris, 0)
-    tasks = [Task(model, iris, theta, None, seed) for seed in range(40)]
+    data, model, method = ppvae.load_data("iris").take(range(0, 150, 10)), PPCA(2), ppvae.DirectML("naive", draws=5)
+    theta = start(model, data, 0)
+    tasks = [Task(model, data, theta, None, seed) for seed in range(40)]
     words = [method.verdict(task, model.closed_forms, Prior(task), ExactGuide(model.closed_forms, theta)) for task in tasks]
     errors = [float(re.search(r"s\.e\. ([\d.e-]+)", sentence)[1]) for sentence in words]
-    # One digit is printed, so each may be off by a third; the spread of 40 by 4 / sqrt(78).
-    assert np.std([said(sentence)[0] for sentence in words], ddof=1) == pytest.approx(np.mean(errors), rel=1 / 3 + 4 / np.sqrt(78))
+    # One digit is printed, so an error may be off by a third; the spread of 40 by 4 / sqrt(78).
+    assert 0.5 < np.std([said(sentence)[0] for sentence in words], ddof=1) / np.mean(errors) < 2
 
 
 def test_what_it_cannot_do_is_refused():

@@ -143,7 +143,7 @@ def test_rows_of_their_own_hold_each_posterior(family):
         precise = torch.linalg.inv(tril @ tril.mT).diagonal(dim1=-2, dim2=-1)
         guide = guides.PerRow("z", posterior.loc[:, 0], tril if family == "full" else precise.rsqrt())
         lost = kl(read_guide(guide, data.batch()), posterior)
-        some = torch.tensor([7, 2])
+        some = torch.tensor([4, 2])  # the first of these has holes
         assert torch.equal(kl(read_guide(guide, data.batch(some)), model.closed_forms.posterior(theta, data.batch(some))), lost[some])
         if family == "full":
             assert float(lost.max()) < 1e-10

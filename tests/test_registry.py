@@ -69,6 +69,7 @@ def test_values_are_held_to_their_annotations_and_kept_plain():
     net = Net(np.int64(3), [32.0, np.int32(16)], 1, np.bool_(True), "fast", table := np.zeros(2))
     assert net == Net(3, (32, 16), 1.0, True, "fast", table)
     assert [type(v) for v in (net.size, *net.hidden, net.rate, net.covers)] == [int, int, int, float, bool]
+    assert Net(size=2**60 + 1).size == 2**60 + 1
     assert (Net(size=1e3).size, Net(hidden=8).hidden, Net(hidden=()).hidden) == (1000, (8,), ())
     assert Unseen(table="anything").table == "anything"  # its annotation cannot be read here
 
@@ -78,6 +79,9 @@ def test_values_are_held_to_their_annotations_and_kept_plain():
     [
         ({"size": 1.5}, "net: size must be a whole number, not 1.5"),
         ({"size": "2"}, "net: size must be a whole number, not '2'"),
+        ({"size": float("inf")}, "net: size must be a whole number, not inf"),
+        ({"size": float("nan")}, "net: size must be a whole number, not nan"),
+        ({"rate": 10**400}, "net: rate must be a number or none, not 1000"),
         ({"size": True}, "net: size must be a whole number, not True"),
         ({"size": None}, "net: size must be a whole number, not None"),
         ({"hidden": ("a",)}, r"net: hidden must be whole numbers with commas between, not \('a',\)"),
