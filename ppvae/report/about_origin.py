@@ -62,7 +62,7 @@ def _data(data: Data, hidden: str) -> Iterator[Block]:
 def of_comparison(comparison: Comparison) -> Section:
     """Settings, Python lines and versions that make the comparison again."""
     out = [f"{name}: {why}." for name, why in comparison.left_out.items()]
-    left_out = [Text("Left out, as the model or the data do not allow it:"), Points(out)] if out else []
+    left_out: list[Block] = [Text("Left out, as the model or the data do not allow it:"), Points(out)] if out else []
     return Section("again", "To run it again", [_settings(comparison), *left_out, Code(_lines(comparison)), _versions()])
 
 

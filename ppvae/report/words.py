@@ -38,8 +38,8 @@ TERMS_WITH_PRIORS = TERMS | {
 }
 HIDDEN_TERM = {
     "hidden entries": "observed entries that were kept from every fit and then scored: the log-probability (density) of each given the "
-    "rest of its row, in nats an entry (higher is better), and the root mean square error of filling them in, in standard deviations of their "
-    "columns (lower is better; the column's mean has about 1).",
+    "rest of its row, in nats an entry (higher is better), and the root mean square error of filling them in, in standard deviations of "
+    "their columns (lower is better; the column's mean has about 1).",
 }
 
 
@@ -144,9 +144,8 @@ def findings(comparison: Comparison) -> list[str]:
             said.append(f"Differences below about {difference(error)} nats per row are within the error of these estimates.")
     if comparison.model.no_density:
         said.append(f"Beware: {comparison.model.no_density}. BIC and AIC have no meaning here.")
-    said += [
-        _absence(str(method), why, own["score"]) for (method, why), own in runs.absent(comparison).groupby(["method", "why"], sort=False)
-    ]
+    absent = runs.absent(comparison).groupby(["method", "why"], sort=False)["score"]
+    said += [_absence(str(method), str(why), scores) for (method, why), scores in absent]
     said += [_spread(s) for s in ranked if s.runs > 1]
     said += [_guide_cost(str(method), kl) for method, kl in methods["kl"].mean().items() if kl > LEVEL]
     if "heldout_log_likelihood" in table:

@@ -15,7 +15,8 @@ from ppvae.report.figures import style
 if TYPE_CHECKING:
     from ppvae.criticism.checks import Criticism
 
-KINDS = {"same": ("the same rows, redrawn", style.PALETTE[0], "-"), "new": ("new rows", style.PALETTE[4], "--")}
+SOLID, DASHED = (0.0, ()), (0.0, (4.0, 2.0))  # colour is never the only clue
+KINDS = {"same": ("the same rows, redrawn", style.PALETTE[0], SOLID), "new": ("new rows", style.PALETTE[4], DASHED)}
 PAIRS = "correlation"
 FEW_PAIRS = 3  # correlations drawn as histograms; more of them are a matrix
 STRONG = 4.0  # replicate standard deviations at which the colours of a matrix end
