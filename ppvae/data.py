@@ -179,7 +179,8 @@ class Data:
         if index is None:
             return self._whole
         context = None if self.context is None else self.context[index]
-        return Batch(self.x[index], self.observed[index], index, self.n_rows, self.complete, context)
+        observed = self.observed[:1].expand(len(index), -1) if self.complete else self.observed[index]
+        return Batch(self.x[index], observed, index, self.n_rows, self.complete, context)
 
     @cached_property
     def _whole(self) -> Batch:

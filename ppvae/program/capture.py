@@ -36,8 +36,10 @@ def tensors_of(batch: Batch) -> list[Tensor]:
 
 
 def batch_from(tensors: list[Tensor], like: Batch) -> Batch:
-    """The batch whose tensors these are; its other facts are `like`'s."""
+    """The batch whose tensors these are; its other facts are `like`'s. Where no entry is missing a graph holds no mask."""
     x, observed, index, *context = tensors
+    if like.complete:
+        observed = torch.ones_like(observed)
     return replace(like, x=x, observed=observed, index=index, context=context[0] if context else None)
 
 
@@ -116,9 +118,9 @@ def compiled(graph: Graph, *example: Any) -> Graph:
     """The graph through torch.compile, compiled now by one call on `example`; no random state is spent."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     assert isinstance(graph, torch.fx.GraphModule)
-    fast = torch.compile(with_opaque_sums(graph), dynamic=False)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
         warnings.simplefilter("ignore")  # the compiler's own deprecations
+        fast = torch._inductor.compile(with_opaque_sums(graph), list(example))
         fast(*example)
     return fast
 
