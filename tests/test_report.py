@@ -228,6 +228,13 @@ def test_methods_that_were_left_out_are_named(pages):
     assert "Left out" in Reader(pages["iris"]).text, "CAVI"
 
 
+def test_advice_on_a_floor_is_for_the_model():
+    fit = ppvae.fit(ppvae.models.FactorAnalysis(n_latents=1), ppvae.load_data("iris"), ppvae.EM(acceleration="squarem"))
+    assert "noise_variance[2] stands on its floor" in fit.status
+    assert "fewer latents" in fit.status
+    assert "component" not in fit.status
+
+
 def test_a_die_is_drawn_as_shares():
     rolls = ppvae.Data([[1], [3], [3], [2]], columns=["roll"])
     fit = ppvae.fit(ppvae.models.Die(n_faces=6), rolls)
