@@ -2,7 +2,7 @@
 
 Pyro interprets its program again at every step. Here the program runs once under `make_fx`, which records the tensor operations of the
 loss and its gradient as a flat graph; random draws are operations of the graph, so each call draws anew. The graph runs as it is, or
-compiled by `torch.compile`.
+compiled by Inductor, the compiler behind `torch.compile`.
 
 Sums into indexed places (the gradient of `means[k]`) stay PyTorch's own when the rest is compiled: with several threads, torch 2.13's
 compiler for the CPU may write such sums to wrong places, past the end of their tensor too (pytorch/pytorch#191837).
@@ -103,7 +103,7 @@ def operations(graph: Graph) -> int:
 
 
 def no_compiler() -> str | None:
-    """Why torch.compile cannot generate code for the CPU here, None if it can."""
+    """Why Inductor cannot generate code for the CPU here, None if it can."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # seconds to import: only where something will be compiled
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -115,7 +115,7 @@ def no_compiler() -> str | None:
 
 
 def compiled(graph: Graph, *example: Any) -> Graph:
-    """The graph through torch.compile, compiled now by one call on `example`; no random state is spent."""
+    """The graph compiled for arguments shaped as `example`; no random state is spent."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     assert isinstance(graph, torch.fx.GraphModule)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
