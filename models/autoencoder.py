@@ -54,8 +54,8 @@ class Autoencoder(Model):
     hidden: tuple[int, ...] = (64,)
 
     no_density = (
-        "an autoencoder has no density, since its codes have no prior; its scores are minus half the squared error of a row, less a constant, "
-        "so use VAE for a likelihood"
+        "an autoencoder has no density, since its codes have no prior; its scores are minus half the squared error of a row, "
+        "less a constant, so use VAE for a likelihood"
     )
 
     def __post_init__(self) -> None:

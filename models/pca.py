@@ -93,8 +93,8 @@ class PCA(Model):
 
     exact = PCAExact
     no_density = (
-        "PCA has no density, since its noise is a constant too small to matter; its scores rank fits with as many latents and nothing else, "
-        "so use PPCA to choose n_latents or to compare models"
+        "PCA has no density, since its noise is a constant too small to matter; its scores rank fits with as many latents and nothing "
+        "else, so use PPCA to choose n_latents or to compare models"
     )
 
     def __post_init__(self) -> None:

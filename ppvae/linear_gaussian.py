@@ -7,7 +7,8 @@ Marginally x_n ~ N(m, W W^T + Psi). They differ in what they let Psi be: PPCA on
 vanishing constant.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class LinearGaussianExact(Exact):
 
     A model gives `noise`, its M-step for Psi.
     """
+
+    model: Any = field(repr=False)  # one with n_latents
 
     def noise(self, theta: Parameters, left: Tensor, count: Tensor) -> dict[str, Tensor]:
         """The noise variances, from the expected squares (D,) that the regression leaves of each feature and its observed rows (D,)."""

@@ -1,11 +1,13 @@
 """What every method of fitting is: a small configuration object that runs on a task."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -47,7 +49,8 @@ class Outcome:
 
     def frame(self) -> pd.DataFrame:
         """The history as a table, one row a logged step, NaN where a column does not apply."""
-        return pd.DataFrame(self.history, columns=list(HISTORY)).astype({"step": int})
+        columns = {name: np.array([entry.get(name, math.nan) for entry in self.history]) for name in HISTORY}
+        return pd.DataFrame(columns | {"step": columns["step"].astype(int)})
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[torch.Gene
         raise ValueError(f"a seed is a whole number from 0 up to 2^63, not {seed!r}")
     devices = [device] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(seed))
+        torch.default_generator.manual_seed(int(seed))  # torch.manual_seed reaches for every kind of device that there could be
+        for one in devices:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(int(seed))
         yield torch.Generator().manual_seed(int(seed))
 
 
