@@ -30,9 +30,9 @@ from ppvae.parameters import Constrained, Parameters
 from ppvae.starts import kmeans_partition
 from ppvae.sweep import expected_outer, outer_moments, rows_in_a_pass
 
-NOISE_FLOOR = (
-    0.005  # of the variance within the clusters of the start: a Heywood case of one component (see FactorAnalysis), or its collapse
-)
+# Of the noise that the start finds: a component that collapses onto a few rows, or a Heywood case of one (see FactorAnalysis).
+NOISE_FLOOR = 0.005
+NO_NOISE = 1e-6  # of the variance within the clusters: as PPCA's floor
 EMPTY = 1e-10  # rows: a component with fewer keeps its place and shape
 
 
@@ -171,11 +171,13 @@ class MixturePPCA(_Mixture):
         weights, means, covariances = kmeans_partition(data, self.n_components, generator)
         loadings, noise = local_pca(covariances, self.n_latents)
         unit = within(weights, covariances).mean()
+        # Not of `unit`: where columns differ in scale the noise is rightly far below the mean variance.
+        spread = torch.maximum(weights @ noise, NO_NOISE * unit)
         return Parameters(
             weights=Constrained(weights, constraints.simplex),
             means=Constrained(means, unit=unit.sqrt()),
             loadings=Constrained(loadings, unit=unit.sqrt()),
-            noise_variances=Constrained(noise, constraints.positive, unit=unit, floor=NOISE_FLOOR),
+            noise_variances=Constrained(noise, constraints.positive, unit=spread, floor=NOISE_FLOOR),
         )
 
     def noise(self, theta: Parameters, left: Tensor, count: Tensor) -> Tensor:
