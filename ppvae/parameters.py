@@ -36,7 +36,7 @@ class Constrained:
 
 
 class Parameters(nn.Module):
-    """Constrained tensors by name, and networks by name.
+    """Constrained tensors by name, and networks by name. Raises ValueError for batch normalisation, which ties rows to one another.
 
     >>> theta = Parameters(mean=torch.zeros(2), noise_variance=Constrained(torch.tensor(4.0), constraints.positive))
     >>> theta.noise_variance.item(), theta.trainable
@@ -51,6 +51,8 @@ class Parameters(nn.Module):
         self._constraints: dict[str, constraints.Constraint] = {}
         for name, value in values.items():
             if isinstance(value, nn.Module):
+                if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in value.modules()):
+                    raise ValueError(f"{name}: batch normalisation ties rows to one another, so that no row has an ELBO: use nn.LayerNorm")
                 self.add_module(name, value)
                 continue
             start = value if isinstance(value, Constrained) else Constrained(value)
@@ -82,7 +84,7 @@ class Parameters(nn.Module):
         """Raise ValueError for a value that is not finite or lies outside its constraint."""
         for name, value in self.values().items():
             if not torch.isfinite(value).all():
-                raise ValueError(f"init: parameter {name!r} is not finite, or outside its constraint ({_words(self._constraints[name])})")
+                raise ValueError(f"init: parameter {name!r} is not finite, or outside its constraint ({in_words(self._constraints[name])})")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,11 +122,14 @@ class Parameters(nn.Module):
             except (TypeError, ValueError) as error:
                 raise ValueError(f"parameter {name!r} takes numbers of shape {tuple(getattr(self, name).shape)}, not {value!r}") from error
             if value.shape != getattr(self, name).shape:
-                raise ValueError(f"parameter {name!r} has shape {tuple(getattr(self, name).shape)}, not {tuple(value.shape)}")
+                raise ValueError(
+                    f"parameter {name!r} has shape {tuple(getattr(self, name).shape)}, not {tuple(value.shape)}: give numbers of its shape, "
+                    "or set the model's options"
+                )
             if not torch.isfinite(value).all():
                 raise ValueError(f"parameter {name!r} must be finite, but its new value is not")
             if not _satisfies(self._constraints[name], value):
-                raise ValueError(f"parameter {name!r} is outside its constraint ({_words(self._constraints[name])})")
+                raise ValueError(f"parameter {name!r} is outside its constraint: give {in_words(self._constraints[name])}")
             with torch.no_grad():
                 raw.copy_(self._raw(name, value))
 
@@ -202,5 +207,31 @@ def _satisfies(constraint: constraints.Constraint, value: Tensor) -> bool:
     return bool(constraint.check(value).all())
 
 
-def _words(constraint: constraints.Constraint) -> str:
-    return type(constraint).__name__.strip("_") if not hasattr(constraint, "lower_bound") else f"above {constraint.lower_bound}"
+def in_words(constraint: constraints.Constraint) -> str:
+    """What a constraint asks for.
+
+    >>> in_words(constraints.nonnegative_integer), in_words(constraints.positive)
+    ('whole numbers from 0 up', 'numbers above 0')
+    """
+    kind = type(constraint).__name__.strip("_")
+    if isinstance(constraint, type(constraints.independent)):
+        return in_words(constraint.base_constraint)
+    if kind in _SPOKEN:
+        return _SPOKEN[kind]
+    low, high = (getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper"))
+    if any(isinstance(bound, Tensor) and bound.numel() > 1 for bound in (low, high)):
+        return "numbers within its bounds"
+    numbers = "whole numbers" if constraint.is_discrete else "numbers"
+    if low is None:
+        return f"{numbers} below {float(high):g}" if high is not None else kind
+    if high is not None:
+        return f"{numbers} from {float(low):g} to {float(high):g}"
+    return f"{numbers} from {float(low):g} up" if constraint.is_discrete or kind == "GreaterThanEq" else f"{numbers} above {float(low):g}"
+
+
+_SPOKEN = {
+    "Real": "finite numbers",
+    "Boolean": "0 or 1",
+    "Simplex": "numbers from 0 up that sum to 1",
+    "PositiveDefinite": "symmetric matrices with eigenvalues above 0",
+}

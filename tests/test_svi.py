@@ -1,6 +1,7 @@
 """SVI: its defaults reach the optimum, its engines agree, and what goes wrong ends in a sentence."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -242,6 +243,61 @@ def test_a_story_that_branches_on_its_draws_runs_on_plain_pyro():
     assert fit.engine.startswith("plain Pyro: the program could not be captured (")
     with pytest.raises(ValueError, match=r"cannot be captured .* use compile='auto'"):
         ppvae.fit(Branching(2), data, ppvae.SVI(steps=10, compile=True))
+
+
+def test_what_stops_a_recording_is_said_with_its_line():
+    fit = ppvae.fit(Branching(2), ppvae.load_data("iris"), ppvae.SVI(steps=2))
+    line = "`sign = 1.0 if z.sum() > 0 else -1.0`, reads a tensor's value (if, .item()), where torch.where would do"
+    assert line in fit.engine
+
+
+@dataclass(frozen=True)
+class Frozen(Location):
+    """Stories with numbers that a recording would keep for ever."""
+
+    leak: str = ""
+
+    def model(self, theta, batch):
+        calls.append(1)
+        leaks = {
+            "": lambda: 0.0,
+            "parameter": lambda: torch.tensor(theta.mean.tolist()),
+            "rows": lambda: torch.tensor(batch.x.mean(0).detach().numpy().copy()),
+            "counter": lambda: 1 / len(calls),
+        }
+        with batch.rows:
+            pyro.sample("x", dist.Normal(theta.mean + leaks[self.leak](), 1.0).to_event(1), obs=batch.x)
+
+
+calls: list[int] = []
+
+
+@pytest.mark.parametrize("leak", ["", "parameter", "rows", "counter"])
+def test_numbers_that_leave_the_tensors_are_not_recorded(leak):
+    fit = ppvae.fit(Frozen(leak=leak), ppvae.load_data("faithful"), ppvae.SVI(steps=5, batch_size=20))
+    assert fit.engine.startswith("plain Pyro: the program could not be captured (it takes numbers out of tensors" if leak else "captured")
+
+
+def test_few_steps_settle_nothing():
+    fit = ppvae.fit(PPCA(1), ppvae.load_data("faithful"), ppvae.SVI(steps=100, compile=False))
+    assert not fit.converged
+    assert fit.status == "ran all its steps, too few to say whether the ELBO has settled: raise steps"
+
+
+def test_networks_rest_after_a_fit_and_tie_no_rows():
+    theta = ppvae.fit(VAE(1, likelihood="gaussian"), ppvae.load_data("faithful"), ppvae.SVI(steps=2)).theta
+    assert not any(part.training for part in theta.modules())
+    with pytest.raises(ValueError, match=r"net: batch normalisation ties rows .* nn\.LayerNorm"):
+        Parameters(net=torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
+
+
+def test_fits_of_several_threads_take_turns():
+    data, method = ppvae.load_data("faithful"), ppvae.SVI(steps=20, batch_size=32, compile=False)
+    alone = [ppvae.fit(PPCA(1), data, method, seed=s).history.elbo for s in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda s: ppvae.fit(PPCA(1), data, method, seed=s).history.elbo, range(3)))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_guide_without_reparametrised_draws_runs_on_plain_pyro():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,7 @@ def fit(
 def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data:
     """The data checked against the model, on the device of the fit."""
     if data.unobserved:
-        raise ValueError(f"no entry of column {few(data.unobserved)} is observed: drop it")
+        raise ValueError(f"no entry is observed in {few(data.unobserved)}: leave such columns out")
     _check_range(data)
     model.check(data)
     if device is not None:
@@ -100,6 +101,7 @@ def _check_range(data: Data) -> None:
             raise ValueError(f"column {data.columns[int(bad.nonzero()[0, 0])]} {remedy}")
 
 
+TURN = threading.RLock()  # Pyro's handlers and torch's generator belong to the whole process, so fits of several threads take turns
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -127,20 +129,22 @@ def check_story(model: Model, theta: Parameters, data: Data) -> None:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
             trace = poutine.trace(partial(model.model, theta)).get_trace(few_rows)
+            _check_support(model, trace)
             trace.compute_log_prob()
+    except Unsupported:
+        raise
     except MISTAKES as error:
-        where = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in where if "model" in frame.name and frame.line] or where
-        said = str(error).strip().split("\n")[0][:160]
-        hint = " (features are not rows: add .to_event(1) to the distribution of x)" if "Shape mismatch inside plate" in said else ""
-        raise ValueError(
-            f"{model.name}: the story fails at line {own[-1].lineno}, `{own[-1].line}`: {type(error).__name__}: {said}{hint}"
-        ) from error
+        raise ValueError(f"{model.name}: the story fails{_where(model, error)}: {_why(error)}") from error
+    given = next((name.partition("$$$")[0] for name, site in trace.nodes.items() if site["type"] == "param"), None)
+    if given is not None:
+        remedy = f"give it in init, as Parameters({given}=...), and read theta.{given}"
+        raise ValueError(f"{model.name}: the story has a pyro.param {given!r}, which no method trains: {remedy}")
     sites = random_sites(trace)
     seen = [name for name, site in sites.items() if site["is_observed"]]
     if not seen:
         raise ValueError(f"{model.name}: the story observes nothing: add pyro.sample('x', ..., obs=batch.x) inside batch.rows")
-    outside = [name for name in seen if not is_row_site(sites[name])]
+    ours = "rows" in trace.nodes and trace.nodes["rows"]["value"] is few_rows.index  # another plate of that name does not scale a minibatch
+    outside = [name for name in seen if not (ours and is_row_site(sites[name]))]
     if outside:
         raise ValueError(f"{model.name}: the story observes {few(outside)} outside the plate over rows: put it under `with batch.rows:`")
     shared = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and not is_row_site(s) and not s["cond_indep_stack"]}
@@ -253,12 +257,15 @@ def run(
     progress: Progress | None = None,
 ) -> Fit:
     """One method from one start; `theta` is copied."""
-    theta = copy.deepcopy(theta).to(data.dtype)
-    check_story(model, theta, data)
-    refuse(method, model, data)  # which may run the story
-    began = time.perf_counter()
-    with seeded(seed, data.device), threads_for(method.entries(data, theta)):
-        outcome = method.run(Task(model, data, theta, copy.deepcopy(guide), seed, progress or (lambda done, total, note: None)))
+    with TURN:
+        theta = copy.deepcopy(theta).to(data.dtype)
+        check_story(model, theta, data)
+        refuse(method, model, data)  # which may run the story
+        began = time.perf_counter()
+        with seeded(seed, data.device), threads_for(method.entries(data, theta)):
+            outcome = method.run(Task(model, data, theta, copy.deepcopy(guide), seed, progress or (lambda done, total, note: None)))
+    for trained in (theta, outcome.guide):
+        trained.eval()  # dropout belongs to training
     seconds = outcome.history[-1]["seconds"] if outcome.history else time.perf_counter() - began
     return Fit(
         model=model,

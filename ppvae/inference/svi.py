@@ -26,6 +26,7 @@ from ppvae.program.joint import is_row_site, sites_of
 from ppvae.scores import exact_log_marginal
 
 LOGGED = 100  # points of the history
+FEW_STEPS = 200  # of which none can say that an objective has settled: the learning rate had no time to fall slowly
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 COMPILING_PAYS = 3_000_000  # tensor operations: at some 4 microseconds each, what compiling costs and saves are then about even
 FULL_BATCH = 512  # rows: smaller data sets are used whole at every step
@@ -67,14 +68,9 @@ class SVI(Method):
         chosen = objective(self.objective)
         if self.reweighed and chosen.analytic is None:
             raise ValueError(f"objective={self.objective!r} has no KL for beta, kl_warmup and free_bits: use 'elbo' or 'analytic_kl'")
-        if not self.beta >= 0 or not self.free_bits >= 0:
-            raise ValueError(f"SVI needs beta and free_bits >= 0, not {self.beta} and {self.free_bits}")
+        self.at_least(beta=0, free_bits=0, steps=1, batch_size=1, particles=1, patience=1)
         if not 0 <= self.kl_warmup <= 1:
             raise ValueError(f"SVI's kl_warmup is a share of the steps from 0 to 1, not {self.kl_warmup}")
-        for name in ("steps", "batch_size", "particles", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
         if self.compile not in (True, False, "auto"):
@@ -98,9 +94,11 @@ class SVI(Method):
         return self.beta * min(1.0, step / rise) if rise else self.beta
 
     def unbounded(self) -> str | None:
-        """A sentence for an objective that is no lower bound on the evidence where training ends; None for one that is."""
-        if self.beta >= 1 and self.free_bits == 0:
+        """A sentence for an objective that is not the ELBO where training ends; None for one that is."""
+        if self.beta == 1 and self.free_bits == 0:
             return None
+        if self.beta > 1 and self.free_bits == 0:
+            return f"what was maximised (beta={self.beta:g}) lies below the ELBO, which is what the history and the fit give"
         return (
             f"what was maximised (beta={self.beta:g}, free_bits={self.free_bits:g}) is no lower bound on the evidence; "
             "the ELBO in the history and of the fit is"
@@ -161,6 +159,7 @@ class Step:
     """Loss (negative objective, nats per row) of a batch, with its gradients left on the parameters; `engine` says how it runs."""
 
     def __init__(self, method: SVI, task: Task, guide: nn.Module, batch: Batch) -> None:
+        self.task, self.other = task, task.data.batch(torch.arange(batch.size, device=batch.x.device))
         self.program = partial(task.model.model, task.theta)
         self.guide, self.method = guide, method
         self.module = nn.ModuleDict({"theta": task.theta, "guide": guide})
@@ -198,7 +197,7 @@ class Step:
             reason = f"site {self.stuck!r} has no reparametrised gradient, so Pyro's score-function estimator is used"
             return self._plain(batch), f"plain Pyro: {reason}"
         try:
-            graph = capture(self.module, self.loss, batch, self.kl_weight)
+            graph = capture(self.module, self.loss, batch, self.kl_weight, self.other)
         except CaptureError as error:
             if self.method.compile is True:
                 raise ValueError(f"compile=True, but the story or guide cannot be captured ({error}): use compile='auto'") from error
@@ -210,6 +209,7 @@ class Step:
             raise ValueError(f"compile=True needs a C++ compiler ({missing}): install one, or use compile='auto'")
         if missing:
             return partial(self._captured, graph), f"captured, not compiled: no C++ compiler ({missing})"
+        self.task.progress(0, self.method.steps, "compiling the program")
         return partial(self._captured, compiled(graph, self.parameters, tensors_of(batch), self.kl_weight)), "captured and compiled"
 
     def loss(self, batch: Batch, weight: Tensor) -> Tensor:
@@ -372,7 +372,7 @@ class Training:
         """
         key = "log_likelihood" if "log_likelihood" in self.history[-1] else "elbo"
         points = [p[key] for p in self.history if p["step"] > 0]
-        if len(points) < 10:
+        if len(points) < 10 or self.done < FEW_STEPS:
             self.converged = False
             return f"ran all its steps, too few to say whether the {self.title} has settled: raise {self.more}"
         tenth, half = len(points) // 10, len(points) // 2

@@ -9,9 +9,11 @@ compiler for the CPU may write such sums to wrong places, past the end of their 
 """
 
 import logging
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -43,11 +45,12 @@ def batch_from(tensors: list[Tensor], like: Batch) -> Batch:
     return replace(like, x=x, observed=observed, index=index, context=context[0] if context else None)
 
 
-def capture(module: nn.Module, loss: Loss, batch: Batch, weight: Tensor) -> Graph:
+def capture(module: nn.Module, loss: Loss, batch: Batch, weight: Tensor, other: Batch | None = None) -> Graph:
     """Record `loss(batch, weight)`, which reads the parameters of `module`, together with its gradient.
 
     Returns a graph (parameters, batch tensors, weight) -> (loss, gradients), for batches shaped as this one; `weight` () may change from
-    call to call. Raises CaptureError where the program branches on its data or samples a site that has no reparametrised gradient.
+    call to call. The graph is held against the program on `other` rows, as many (None: the same rows). Raises CaptureError where the
+    program branches on its data, samples a site that has no reparametrised gradient, or has values that a graph would freeze.
     """
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     parameters = [p.detach().clone().requires_grad_() for p in module.parameters() if p.requires_grad]
@@ -61,8 +64,37 @@ def capture(module: nn.Module, loss: Loss, batch: Batch, weight: Tensor) -> Grap
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             graph = make_fx(loss_and_gradients)(parameters, tensors_of(batch), weight)
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise CaptureError(str(error).strip().splitlines()[0]) from error
-    return without_detours(graph)
+        raise CaptureError(_reason(error)) from error
+    graph = without_detours(graph)
+    if not _heeds(graph, loss_and_gradients, parameters, batch if other is None else other, weight):
+        raise CaptureError(
+            "it takes numbers out of tensors (tolist, numpy) or from elsewhere (a counter, Python's random), which a recording would freeze"
+        )
+    return graph
+
+
+def _reason(error: Exception) -> str:
+    """What stops a recording, in the story's terms where it is a value read from a tensor."""
+    said = str(error).strip().splitlines()[0]
+    if "value out of a tracing tensor" not in said:
+        return said
+    ours = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
+    own = [f for f in traceback.extract_tb(error.__traceback__) if f.line and not f.filename.startswith(ours) and f.filename != __file__]
+    where = f"line {own[-1].lineno}, `{own[-1].line}`, " if own else "it "
+    return f"{where}reads a tensor's value (if, .item()), where torch.where would do"
+
+
+def _heeds(graph: Graph, program: Graph, values: list[Tensor], batch: Batch, weight: Tensor) -> bool:
+    """Whether the graph says what the program says of these rows, at other parameters and with other draws."""
+    device = batch.x.device
+    said = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), pyro.validation_enabled(False):
+        torch.manual_seed(0)
+        moved = [(v + 0.01 * torch.randn_like(v)).detach().requires_grad_() for v in values]
+        for one in (graph, program):
+            torch.manual_seed(1)
+            said.append(one(moved, tensors_of(batch), weight)[0].detach())
+    return torch.allclose(*said, rtol=torch.finfo(said[0].dtype).eps ** 0.5, equal_nan=True)
 
 
 def without_detours(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
