@@ -22,6 +22,7 @@ from ppvae.guides import Standardize
 from ppvae.model import Model
 from ppvae.networks import perceptron
 from ppvae.parameters import Constrained, Parameters
+from ppvae.starts import check_varies
 
 
 class Encoder(nn.Module):
@@ -60,8 +61,10 @@ class Autoencoder(Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_latents < 1 or any(width < 1 for width in self.hidden):
-            raise ValueError("n_latents and every width in hidden must be at least 1")
+        self.at_least(n_latents=1, hidden=1)
+
+    def check(self, data: Data) -> None:
+        check_varies(data)
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         decoder = perceptron(self.n_latents, tuple(reversed(self.hidden)), data.n_features).to(data.x)

@@ -68,7 +68,7 @@ class BayesianGMM(Model):
     in the data's sds.  prior_rows: how many rows the prior of a covariance weighs as, above D - 1 for a full one (None: D + 1; diag: two).
     Shared latents: `weights` (K,), `means` (K, D), `precisions` (K, D, D), for diag (K, D). Theta, frozen: `concentration` (K,),
     `mean_loc` and `mean_scale` (D,); for full `precision_df` () and `precision_scale` (D, D), for diag `precision_shape` and
-    `precision_rate` (D,). The rows that a covariance's prior weighs as have the spread within the clusters of k-means.
+    `precision_rate` (D,). The rows that a covariance's prior weighs as have the spread within the clusters of k-means, so there must be more rows than components.
 
     >>> import ppvae
     >>> fit = ppvae.fit(BayesianGMM(n_components=2), ppvae.load_data("faithful"))
@@ -87,8 +87,7 @@ class BayesianGMM(Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_components < 1:
-            raise ValueError(f"n_components must be at least 1, not {self.n_components}")
+        self.at_least(n_components=1)
         if self.covariance not in COVARIANCES:
             raise unknown("covariance", self.covariance, COVARIANCES)
         for name in ("concentration", "mean_spread", "prior_rows"):
@@ -97,9 +96,10 @@ class BayesianGMM(Model):
                 raise ValueError(f"{name} must be above 0 and finite, not {value}")
 
     def check(self, data: Data) -> None:
-        if data.n_rows < self.n_components:
+        if data.n_rows <= self.n_components:
             raise ValueError(
-                f"{self.n_components} components need at least as many rows, but there are {data.n_rows}: ask for fewer components"
+                f"{self.n_components} components need more rows than that, for a spread within clusters, but there are {data.n_rows}: "
+                "ask for fewer components"
             )
         if data.constant:
             raise ValueError(f"a mixture cannot be fitted where a column is constant ({few(data.constant)}): drop it")

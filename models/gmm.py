@@ -124,8 +124,7 @@ class GMM(Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_components < 1:
-            raise ValueError(f"n_components must be at least 1, not {self.n_components}")
+        self.at_least(n_components=1)
         if self.covariance not in COVARIANCES:
             raise unknown("covariance", self.covariance, COVARIANCES)
         if self.component not in ("summed", "guided"):

@@ -94,13 +94,12 @@ class PCA(Model):
     exact = PCAExact
     no_density = (
         "PCA has no density, since its noise is a constant too small to matter; its scores rank fits with as many latents and nothing "
-        "else, so use PPCA to choose n_latents or to compare models"
+        "else, so use PPCA to choose n_latents, to compare models or to impute"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_latents < 1:
-            raise ValueError(f"n_latents must be at least 1, not {self.n_latents}")
+        self.at_least(n_latents=1)
 
     def check(self, data: Data) -> None:
         check_table(data, self.n_latents)

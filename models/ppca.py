@@ -65,8 +65,7 @@ class PPCA(Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_latents < 1:
-            raise ValueError(f"n_latents must be at least 1, not {self.n_latents}")
+        self.at_least(n_latents=1)
 
     def check(self, data: Data) -> None:
         check_table(data, self.n_latents)

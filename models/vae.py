@@ -23,6 +23,7 @@ from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.networks import check_images, image_decoder, perceptron
 from ppvae.parameters import Constrained, Parameters
+from ppvae.starts import check_varies
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 NOISES = ("shared", "unit", "feature", "decoded")
@@ -56,14 +57,15 @@ class VAE(Model):
         for kind, options in (("likelihood", LIKELIHOODS), ("noise", NOISES), ("network", NETWORKS)):
             if getattr(self, kind) not in options:
                 raise unknown(kind, getattr(self, kind), options)
-        if self.n_latents < 1 or any(width < 1 for width in self.hidden):
-            raise ValueError("n_latents and every width in hidden must be at least 1")
+        self.at_least(n_latents=1, hidden=1)
         if self.likelihood == "bernoulli" and self.noise != "shared":
             raise ValueError(f"noise={self.noise!r} is a Gaussian's, and a Bernoulli has none: use likelihood='gaussian'")
 
     def check(self, data: Data) -> None:
         if self.network == "convolutional":
             check_images(data.image_shape, self.hidden)
+        if self.likelihood == "gaussian":
+            check_varies(data)
         if self.likelihood == "bernoulli":
             outside = ((data.x < 0) | (data.x > 1)).any(0).tolist()
             if any(outside):

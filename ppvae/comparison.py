@@ -18,7 +18,7 @@ from ppvae.data import Data, as_data
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
-from ppvae.inference.fit import check_guide, check_method, check_story, precision, prepare, refuse, run, start
+from ppvae.inference.fit import check_guide, check_init, check_method, check_story, precision, prepare, refuse, rounded, run, start
 from ppvae.inference.method import Method, Progress
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
@@ -101,6 +101,9 @@ class Comparison:
             for name, score in zip(names, scores, strict=False)
             if score is not None and not np.isfinite(score.mean())
         ]
+        if self.hidden is not None and self.model.no_density:
+            why = "none: the scores of this model are no densities"
+            found += [(place, {"score": "hidden_log_likelihood", "why": why}) for place in range(len(self.fits))]
         return pd.DataFrame([row for _, row in found], index=[place for place, _ in found], columns=["score", "why"])
 
     @cached_property
@@ -168,10 +171,10 @@ def hidden_scores(fit: Fit, train: Data, whole: Data, evidence: Scores) -> dict[
     """How well hidden entries are predicted from the observed entries of their rows, one number an entry.
 
     log p(x_hidden | x_observed) in nats, which is log p(x_hidden, x_observed) - log p(x_observed); and the root mean square error of the
-    imputed entries, in standard deviations of their columns.
+    imputed entries, in standard deviations of their columns. Without a density of rows the first is NaN.
     """
     hidden = whole.observed & ~train.observed
-    gained = np.asarray(fit.log_likelihood(whole)).sum() - np.asarray(evidence).sum()
+    gained = np.nan if fit.model.no_density else np.asarray(fit.log_likelihood(whole)).sum() - np.asarray(evidence).sum()
     error = ((torch.as_tensor(fit.impute(train)).to(whole.x) - whole.x) / train.scale)[hidden]
     return {"hidden_log_likelihood": float(gained) / int(hidden.sum()), "hidden_rmse": float(error.square().mean().sqrt())}
 
@@ -231,11 +234,12 @@ def compare(
     hidden, train = (None, train) if holdout_entries == 0 else (train, train.with_holes(holdout_entries))
     starts = {seed: start(model, train, seed, init) for seed in range(seeds)}
     check_story(model, starts[0], train)
-    train = train.to(precision(starts[0], dtype))
+    train = rounded(train, precision(starts[0], dtype))
     held = None if held is None else held.to(train.dtype, train.device)
     hidden = None if hidden is None else hidden.to(train.dtype)
     chosen = _methods(model, train, methods)
     check_guide(guide, chosen)
+    check_init(init, starts[0], chosen)
     plan = list(product(range(seeds), chosen))
     fits, scores = [], []
     for done, (seed, method) in enumerate(plan):
@@ -255,8 +259,10 @@ def _methods(model: Model, data: Data, methods: Methods) -> list[Method]:
     chosen = [method for one in given for method in (load_methods(one) if isinstance(one, str) else [one])]
     if not chosen:
         raise ValueError("compare needs at least one method")
-    for method in chosen:
+    for place, method in enumerate(chosen):
         check_method(method)
+        if method in chosen[:place]:
+            raise ValueError(f"{method.describe()} is asked for twice, which is the same fit twice: name it once, or ask for more seeds")
         refuse(method, model, data)
     return chosen
 

@@ -36,7 +36,7 @@ from ppvae.data import Batch, Data, as_data
 from ppvae.exact import Exact, ExactGuide
 from ppvae.inference.cavi import MeanField
 from ppvae.inference.em import EM, sum_statistics
-from ppvae.inference.fit import start
+from ppvae.inference.fit import check_story, prepare, start
 from ppvae.inference.method import Task, seeded
 from ppvae.inference.objectives import OBJECTIVES, Rows
 from ppvae.inference.svi import SVI, Step
@@ -443,18 +443,19 @@ LAWS: dict[int, tuple[str, Callable[[Bench], tuple[float, float]]]] = {
 def check(model: Model, data: object, *, seed: int = 0, only: Iterable[int] = LAWS) -> Verdicts:
     """Check a model, yours too, against the laws, on up to 200 rows of the data. `only`: the numbers of the laws to check.
 
-    Raises ValueError for data that the model cannot take.
+    Raises ValueError for data that the model cannot take, and for a story that fails, as `ppvae.fit` does.
 
     >>> import ppvae
     >>> verdicts = check(ppvae.models.PPCA(n_latents=1), ppvae.load_data("iris"))
     >>> verdicts.passed, verdicts[1]
     (True, 'holds')
     """
-    data = as_data(data)
-    model.check(data)
+    data = prepare(model, as_data(data), None)
     with seeded(seed):
         few = data.take(torch.randperm(data.n_rows)[:ROWS].sort().values) if data.n_rows > ROWS else data
-    bench = Bench(model, few, start(model, few, seed), seed)
+    theta = start(model, few, seed)
+    check_story(model, theta, few)
+    bench = Bench(model, few, theta, seed)
     rows = []
     with pyro.validation_enabled(False):
         for number in only:

@@ -17,13 +17,13 @@ from ppvae.data import Batch, Data
 from ppvae.exact import Exact, Posterior, Statistics
 from ppvae.gaussian import factor_log_marginal, factor_moments, factor_posterior, factor_regression, shifted_factor_moments
 from ppvae.parameters import Parameters
+from ppvae.starts import check_varies
 from ppvae.sweep import expected_outer, outer_moments, rows_in_a_pass
 
 
 def check_table(data: Data, n_latents: int) -> None:
     """Raise ValueError for a table without variance to explain, and for as many latents as features."""
-    if len(data.constant) == data.n_features:
-        raise ValueError("every column is constant, so there is no variance to explain: give rows that differ")
+    check_varies(data)
     if n_latents >= data.n_features:
         raise ValueError(f"n_latents={n_latents} must be below the number of features, {data.n_features}: choose fewer latents")
 

@@ -10,11 +10,25 @@ def unknown(kind: str, name: str, options: Iterable[str], plural: str | None = N
 
     >>> str(unknown("model", "gmn", ["gmm", "ppca"]))
     "unknown model 'gmn': did you mean 'gmm'? (models: gmm, ppca)"
+    >>> str(unknown("component", "x", ["summed", "guided"]))
+    "unknown component 'x': use guided or summed"
     """
     options = sorted(options)
     near = get_close_matches(name.lower(), options, n=2, cutoff=0.5)
+    if options and not near:
+        return ValueError(f"unknown {kind} {name!r}: use {either(options)}")
     hint = f": did you mean {' or '.join(repr(n) for n in near)}?" if near else ":"
     return ValueError(f"unknown {kind} {name!r}{hint} ({plural or kind + 's'}: {', '.join(options) or 'none'})")
+
+
+def either(names: Iterable[str]) -> str:
+    """All names, as a person would offer them.
+
+    >>> either(["EM", "SVI", "NUTS"])
+    'EM, SVI or NUTS'
+    """
+    *words, last = names
+    return f"{', '.join(words)} or {last}" if words else last
 
 
 def spelled(class_name: str) -> str:

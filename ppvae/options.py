@@ -35,6 +35,13 @@ class Configuration:
         for f in (f for f in fields(self) if f.init):
             object.__setattr__(self, f.name, taken(getattr(self, f.name), kinds[f.name], f"{self.name}: {f.name}"))
 
+    def at_least(self, **least: float) -> None:
+        """Raise ValueError for a field, or a number in it, below its least value; None is no number."""
+        for name, low in least.items():
+            for value in _items(getattr(self, name)):
+                if value is not None and not value >= low:
+                    raise ValueError(f"{name} must be at least {low}, not {value}")
+
     @property
     def name(self) -> str:
         """The class's name in snake case, as the command line spells it."""
@@ -59,6 +66,10 @@ def configured(cls: type[Config], config: Mapping[str, Any]) -> Config:
     known = {f.name: f for f in fields(cls) if f.init}
     kinds = _kinds(cls)
     for name in config:
+        if name in vars(cls) and name not in known:
+            default = vars(cls)[name]
+            wanted = f"`{name}: {type(default).__name__} = {default!r}` under @dataclass(frozen=True)"
+            raise ValueError(f"{name} is no field of {cls.__name__}, so no option: write {wanted}")
         if name not in known:
             raise unknown(f"{owner} option", name, known)
     absent = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in config]

@@ -122,9 +122,9 @@ class Parameters(nn.Module):
             except (TypeError, ValueError) as error:
                 raise ValueError(f"parameter {name!r} takes numbers of shape {tuple(getattr(self, name).shape)}, not {value!r}") from error
             if value.shape != getattr(self, name).shape:
+                shape = tuple(getattr(self, name).shape)
                 raise ValueError(
-                    f"parameter {name!r} has shape {tuple(getattr(self, name).shape)}, not {tuple(value.shape)}: give numbers of its shape, "
-                    "or set the model's options"
+                    f"parameter {name!r} has shape {shape}, not {tuple(value.shape)}: give so many, or set the model's options"
                 )
             if not torch.isfinite(value).all():
                 raise ValueError(f"parameter {name!r} must be finite, but its new value is not")

@@ -186,6 +186,10 @@ def _model_in(path: Path, name: str | None) -> type["Model"]:
         raise ValueError(f"{path} is not valid Python: {error.msg} (line {error.lineno})") from error
     except ImportError as error:
         raise ValueError(f"{path} imports what is not there: {error}: install it, or correct the import") from error
+    except TypeError as error:
+        if "non-frozen dataclass" not in str(error):
+            raise
+        raise ValueError(f"{path}: a model is a frozen dataclass: write @dataclass(frozen=True)") from error
     classes = {key: value for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Model)}
     found = {key: cls for key, cls in classes.items() if cls.__module__ == spec.name}
     if not found:

@@ -8,6 +8,12 @@ from ppvae.data import Data
 MOST_ROWS = 20_000  # enough to place the centres; a start must not take longer than the fit
 
 
+def check_varies(data: Data) -> None:
+    """Raise ValueError for a table without variance, which gives a start no scale."""
+    if len(data.constant) == data.n_features:
+        raise ValueError("every column is constant, so there is no variance to explain: give rows that differ")
+
+
 def kmeans_partition(data: Data, n_components: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """weights (K,), means (K, D) and covariances (K, D, D) of a k-means partition of standardised rows, started by k-means++.
 

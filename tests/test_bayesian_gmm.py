@@ -215,5 +215,5 @@ def test_bad_options(bad):
 
 @pytest.mark.parametrize("bad", [{"max_sweeps": 0}, {"tolerance": -1.0}])
 def test_bad_settings(bad):
-    with pytest.raises(ValueError, match="CAVI needs"):
+    with pytest.raises(ValueError, match="must be at least"):
         ppvae.CAVI(**bad)

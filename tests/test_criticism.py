@@ -266,7 +266,7 @@ class TestCheck:
         assert criticism.summary.startswith(f"{sum(criticism.surprising['rows_kind'] == 'same')} of 18 statistics for the same rows and ")
 
     def test_the_figure(self, gaussian_rows, fit):
-        assert ppvae.check(fit, Data(gaussian_rows), draws=5).plot().axes
+        assert ppvae.check(fit, Data(gaussian_rows), draws=20).plot().axes
 
     def test_replicates_have_the_holes_of_the_data(self, gaussian_rows, fit):
         holes = np.random.default_rng(6).random(gaussian_rows.shape) < 0.2
@@ -277,7 +277,7 @@ class TestCheck:
             seen.append(np.isnan(x))
             return np.isnan(x).sum()
 
-        criticism = ppvae.check(fit, data, missing, draws=4)
+        criticism = ppvae.check(fit, data, missing, draws=20)
         assert len(seen) == 1 + 2 * 4
         assert all(np.array_equal(s, holes) for s in seen)
         assert criticism.table["p_value"].tolist() == [0.5, 0.5]
@@ -305,7 +305,7 @@ class TestCheck:
 
     def test_user_statistics_are_numbers_or_vectors(self, gaussian_rows, fit):
         statistics = {"range": np.ptp, "medians": lambda x: np.median(x, 0), "quartiles": lambda x: np.quantile(x, [0.25, 0.75])}
-        table = ppvae.check(fit, Data(gaussian_rows, columns=["a", "b", "c"]), statistics, draws=5).table.query("rows_kind == 'same'")
+        table = ppvae.check(fit, Data(gaussian_rows, columns=["a", "b", "c"]), statistics, draws=20).table.query("rows_kind == 'same'")
         assert table["feature"].tolist() == ["", "a", "b", "c", "0", "1"]
         assert table["statistic"].tolist() == ["range"] + ["medians"] * 3 + ["quartiles"] * 2
 
@@ -314,7 +314,7 @@ class TestCheck:
             x[:] = 0.0
             return 0.0
 
-        table = ppvae.check(fit, Data(gaussian_rows), {"spoiler": spoiler, "mean": np.mean}, draws=3).table
+        table = ppvae.check(fit, Data(gaussian_rows), {"spoiler": spoiler, "mean": np.mean}, draws=20).table
         assert table.query("statistic == 'mean'")["observed"].tolist() == pytest.approx([gaussian_rows.mean()] * 2)
 
     @pytest.mark.parametrize(
@@ -330,18 +330,18 @@ class TestCheck:
     )
     def test_a_bad_statistic_is_named(self, gaussian_rows, fit, statistics, message):
         with pytest.raises(ValueError, match=message):
-            ppvae.check(fit, Data(gaussian_rows), statistics, draws=3)
+            ppvae.check(fit, Data(gaussian_rows), statistics, draws=20)
 
     def test_seeds_reproduce_and_leave_the_global_state(self, gaussian_rows, fit):
         before = torch.get_rng_state()
-        first, again, other = (ppvae.check(fit, Data(gaussian_rows), draws=5, seed=s).table for s in (0, 0, 1))
+        first, again, other = (ppvae.check(fit, Data(gaussian_rows), draws=20, seed=s).table for s in (0, 0, 1))
         assert first.equals(again)
         assert not first.equals(other)
         assert torch.equal(before, torch.get_rng_state())
 
     def test_other_columns_are_refused(self, gaussian_rows, fit):
         with pytest.raises(ValueError, match="3"):
-            ppvae.check(fit, Data(gaussian_rows[:, :2]), draws=3)
+            ppvae.check(fit, Data(gaussian_rows[:, :2]), draws=20)
 
     @pytest.mark.parametrize("name", ["gmm", "vae"])
     def test_mixtures_and_networks(self, name):

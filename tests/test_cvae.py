@@ -65,7 +65,7 @@ def test_laws_and_disk(fit, tmp_path):
 
 
 def test_checks_and_holes_keep_the_context(fit):
-    assert ppvae.check(fit, DATA, np.nanmedian, draws=5).table.p_value.notna().all()
+    assert ppvae.check(fit, DATA, np.nanmedian, draws=20).table.p_value.notna().all()
     holes = DATA.hiding(torch.rand(DATA.x.shape) < 0.2)
     assert np.isfinite(ppvae.fit(CVAE(1, (8,), "gaussian"), holes, ppvae.SVI(steps=5)).elbo(holes)).all()
 

@@ -348,7 +348,7 @@ def test_a_figure_that_does_not_apply_says_why(faithful, iris, digits):
     with pytest.raises(ValueError, match="every entry of this data set is observed"):
         report.missingness(iris.data)
     with pytest.raises(ValueError, match="holds none"):
-        report.correlations(ppvae.check(iris.best, iris.data, np.nanmean, draws=5))
+        report.correlations(ppvae.check(iris.best, iris.data, np.nanmean, draws=20))
 
 
 def test_contours_hold_their_share_of_the_density():

@@ -18,6 +18,7 @@ import pandas as pd
 
 from ppvae.criticism.predictive import new_rows, same_rows
 from ppvae.data import Data, as_data
+from ppvae.options import taken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +29,8 @@ Statistic = Callable[[np.ndarray], object]
 Values = dict[str, np.ndarray]
 
 ROWS_KINDS = {"same": "the same rows", "new": "new rows"}
+
+FEWEST = 20  # draws: the tails of 2.5 % are half a draw each
 
 # 64 features have 2016 pairs. Wider tables get one number a feature instead: nobody reads 300,000 correlations.
 MOST_FEATURES_IN_PAIRS = 64
@@ -98,7 +101,7 @@ def check(
         where missing that returns a number or a vector (one number a feature, or any length).
     draws: replicated data sets of each kind: "same" rows keep their latents' posterior, "new" rows draw latents from the prior.
 
-    Raises ValueError for a T that fails, or whose result is not numbers of one shape.
+    Raises ValueError for a T that fails, or whose result is not numbers of one shape, and for fewer than 20 draws.
 
     >>> import ppvae
     >>> data = ppvae.load_data("faithful")
@@ -106,6 +109,8 @@ def check(
     >>> criticism.table["rows_kind"].tolist(), criticism.table["statistic"].tolist()
     (['same', 'new'], ['nanmedian', 'nanmedian'])
     """
+    if taken(draws, int, "draws") < FEWEST:
+        raise ValueError(f"a p-value from {draws} draws says little: ask for at least {FEWEST}")
     data = fit.take(as_data(data))
     evaluate = standard_statistics if statistics is None else _users(statistics)
     mask = data.observed.cpu().numpy()

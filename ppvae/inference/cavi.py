@@ -30,8 +30,7 @@ class CAVI(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_sweeps < 1 or not self.tolerance >= 0:
-            raise ValueError("CAVI needs max_sweeps >= 1 and tolerance >= 0 (nats per row)")
+        self.at_least(max_sweeps=1, tolerance=0)
 
     def refusal(self, model: Model, data: Data) -> str | None:
         if model.closed_forms is None or not model.closed_forms.has("mean_field"):

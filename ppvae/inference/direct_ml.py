@@ -66,8 +66,7 @@ class DirectML(Method):
         super().__post_init__()
         if self.estimator not in ESTIMATORS:
             raise unknown("estimator", self.estimator, ESTIMATORS)
-        if self.steps < 1 or self.draws < 1 or not self.tolerance >= 0:
-            raise ValueError("DirectML needs steps and draws >= 1, and tolerance >= 0 (nats per row)")
+        self.at_least(steps=1, draws=1, tolerance=0)
         self.adam()  # which refuses what is wrong with the rest
 
     def adam(self) -> SVI:

@@ -39,8 +39,7 @@ class EM(Method):
         super().__post_init__()
         if self.acceleration is not None and self.acceleration not in ACCELERATIONS:
             raise unknown("acceleration", str(self.acceleration), ACCELERATIONS)
-        if self.max_steps < 1 or not self.tolerance >= 0:
-            raise ValueError("EM needs max_steps >= 1 and tolerance >= 0 (nats per row)")
+        self.at_least(max_steps=1, tolerance=0)
 
     def refusal(self, model: Model, data: Data) -> str | None:
         if model.closed_forms is None or not model.closed_forms.has("statistics", "maximize"):
@@ -52,20 +51,20 @@ class EM(Method):
         try:
             {None: plain, "squarem": squarem, "anderson": anderson}[self.acceleration](climb)
         except Stop as stop:
-            climb.status, climb.converged = str(stop), stop.converged
+            climb.status, climb.remedy, climb.converged = str(stop), stop.remedy, stop.converged
         warning = floor_warning(task.model, task.theta)
-        status = f"{climb.status}; {warning}" if warning else climb.status
+        status = f"{climb.status}; {warning}" if warning else climb.status + climb.remedy
         return Outcome(
             ExactGuide(climb.exact, task.theta), status, climb.converged and warning is None, climb.steps, "closed forms", climb.history
         )
 
 
 class Stop(Exception):
-    """How the climb ends: not an error."""
+    """How the climb ends: not an error. The remedy is for parameters that stand on no floor: on one more steps would not help."""
 
-    def __init__(self, status: str, converged: bool) -> None:
+    def __init__(self, status: str, converged: bool, remedy: str = "") -> None:
         super().__init__(status)
-        self.converged = converged
+        self.converged, self.remedy = converged, remedy
 
 
 class Climb:
@@ -81,7 +80,7 @@ class Climb:
         self.history: list[dict[str, float]] = []
         self.best = -math.inf
         self.rounding = max(1e-10, 16 * torch.finfo(task.data.dtype).eps)  # of a log-likelihood, relative
-        self.status, self.converged = "", False
+        self.status, self.remedy, self.converged = "", "", False
 
     @property
     def here(self) -> Tensor:
@@ -109,9 +108,11 @@ class Climb:
         """The EM step from `vector`, itself the image of a point seen before: ascent is certain, and too small a gain ends the climb."""
         value, statistics = self._evaluate(vector)
         if not value >= self.best - self.rounding * (1 + abs(value)):  # or NaN
+            dtype = self.task.data.dtype
+            coarse = "" if dtype == torch.float64 else f", or {str(dtype).removeprefix('torch.')} is too coarse (use dtype='float64')"
             raise Stop(
                 f"the log-likelihood went from {self.best} to {value} nats per row at step {self.steps}: "
-                "the model's closed forms do not belong to its story (see ppvae.laws.check)",
+                f"the model's closed forms do not belong to its story (see ppvae.laws.check){coarse}",
                 False,
             )
         gain, self.best = value - self.best, value
@@ -134,7 +135,8 @@ class Climb:
 
     def _evaluate(self, vector: Tensor) -> tuple[float, Statistics]:
         if self.steps >= self.method.max_steps:
-            raise Stop(f"stopped at max_steps={self.method.max_steps} before the tolerance was met: raise max_steps, or accelerate", False)
+            remedy = ": raise max_steps" if self.method.acceleration else ": raise max_steps, or accelerate"
+            raise Stop(f"stopped at max_steps={self.method.max_steps} before the tolerance was met", False, remedy)
         return self.e_step(vector)
 
     def _log(self, value: float) -> None:

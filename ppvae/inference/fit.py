@@ -2,6 +2,7 @@
 
 import copy
 import math
+import textwrap
 import threading
 import time
 import traceback
@@ -24,10 +25,10 @@ from ppvae.inference.em import EM
 from ppvae.inference.method import Method, Progress, Task, seeded
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
-from ppvae.messages import few, unknown
+from ppvae.messages import either, few, unknown
 from ppvae.model import Model
-from ppvae.parameters import Parameters
-from ppvae.program.joint import is_row_site, log_joint_given_shared, random_sites
+from ppvae.parameters import Parameters, in_words
+from ppvae.program.joint import is_row_site, log_joint_given_shared, random_sites, unwrapped
 from ppvae.scores import threads_for
 
 
@@ -71,9 +72,10 @@ def fit(
         check_method(method)
     data = prepare(model, as_data(data), device)
     theta = start(model, data, seed, init)
-    data = data.to(precision(theta, dtype))
+    data = rounded(data, precision(theta, dtype))
     method = method or best_method(model, data)
     check_guide(guide, [method])
+    check_init(init, theta, [method])
     return run(method, model, data, theta, seed=seed, guide=guide, progress=progress)
 
 
@@ -81,21 +83,29 @@ def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data
     """The data checked against the model, on the device of the fit."""
     if data.unobserved:
         raise ValueError(f"no entry is observed in {few(data.unobserved)}: leave such columns out")
-    _check_range(data)
+    _check_range(data, data.dtype)
     model.check(data)
     if device is not None:
         check_device(device)
     return data.to(device=device)
 
 
-def _check_range(data: Data) -> None:
-    """Raise ValueError for columns whose spread float64 cannot work with."""
+def rounded(data: Data, dtype: torch.dtype) -> Data:
+    """The data in the precision of the fit. Raises ValueError where it is too coarse for them."""
+    _check_range(data, dtype)
+    return data.to(dtype)
+
+
+def _check_range(data: Data, dtype: torch.dtype) -> None:
+    """Raise ValueError for columns whose spread `dtype` cannot work with: where rounding reaches 8 sqrt(eps) standard deviations, which is
+    a millionth of one in float64 and a 400th in float32."""
     scale, mean = data.scale, data.mean
     huge = (scale > 1e100) | (scale < 1e-100) | (mean.abs() > 1e100)
-    flat = (mean.abs() > 1e9 * scale) & ~huge
+    flat = (mean.abs() * torch.finfo(dtype).eps ** 0.5 > 16 * scale) & ~huge
+    wider = "" if dtype == torch.float64 else "use dtype='float64', or "
     for bad, remedy in (
         (huge, "is beyond float64's range: rescale it"),
-        (flat, "varies too little around its mean for float64: subtract its mean"),
+        (flat, f"varies too little around its mean for {str(dtype).removeprefix('torch.')}: {wider}subtract its mean"),
     ):
         if bad.any():
             raise ValueError(f"column {data.columns[int(bad.nonzero()[0, 0])]} {remedy}")
@@ -108,11 +118,11 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 def precision(theta: Parameters, dtype: torch.dtype | str | None = None) -> torch.dtype:
     """What is asked for; else float32 where theta holds networks, whose training is noisy anyway, and float64 for exact work.
 
-    Raises ValueError for anything but float64 and float32, as torch's own or by name.
+    Raises ValueError for anything but float64 and float32, as torch's or NumPy's own or by name.
     """
     if dtype is None:
         return torch.float32 if any(True for _ in theta.children()) else torch.float64
-    name = str(dtype).removeprefix("torch.")
+    name = getattr(dtype, "__name__", str(dtype)).removeprefix("torch.")
     if name not in DTYPES:
         raise unknown("dtype", name, DTYPES)
     return DTYPES[name]
@@ -129,12 +139,13 @@ def check_story(model: Model, theta: Parameters, data: Data) -> None:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
             trace = poutine.trace(partial(model.model, theta)).get_trace(few_rows)
-            _check_support(model, trace)
-            trace.compute_log_prob()
-    except Unsupported:
-        raise
+            beyond = _beyond_support(random_sites(trace))
+            if beyond is None:
+                trace.compute_log_prob()
     except MISTAKES as error:
-        raise ValueError(f"{model.name}: the story fails{_where(model, error)}: {_why(error)}") from error
+        raise ValueError(f"{model.name}: the story fails{_where(error)}: {_why(error)}") from error
+    if beyond is not None:
+        raise ValueError(f"{model.name}: {beyond}")
     given = next((name.partition("$$$")[0] for name, site in trace.nodes.items() if site["type"] == "param"), None)
     if given is not None:
         remedy = f"give it in init, as Parameters({given}=...), and read theta.{given}"
@@ -151,6 +162,33 @@ def check_story(model: Model, theta: Parameters, data: Data) -> None:
     if shared:
         _check_broadcast(model, theta, few_rows, shared)
     _check_heed(model, theta, data)
+
+
+def _where(error: Exception) -> str:
+    """The line of the story, or of what it calls in its own file, where the error began; nothing where it began elsewhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    story = next((frame.filename for frame in frames if frame.name == "model"), None)
+    own = [frame for frame in frames if frame.filename == story and frame.line]
+    return f" at line {own[-1].lineno}, `{own[-1].line}`" if own else ""
+
+
+def _why(error: Exception) -> str:
+    """The error's own words in one line, and a remedy where it is known."""
+    said = textwrap.shorten(str(error).partition("Trace Shapes:")[0], 240, placeholder=" ...")
+    hint = " (features are not rows: add .to_event(1) to the distribution of x)" if "Shape mismatch inside plate" in said else ""
+    return f"{type(error).__name__}: {said}{hint}"
+
+
+def _beyond_support(sites: dict[str, Any]) -> str | None:
+    """A sentence for an observed site with a value that its distribution cannot take, None without any."""
+    for name, site in sites.items():
+        fn = unwrapped(site["fn"])
+        if site["is_observed"] and fn._validate_args:
+            taken = fn.support.check(site["value"])
+            if not taken.all():
+                first = site["value"][~taken][0].tolist()
+                return f"{name} holds {first}, but {type(fn).__name__} takes {in_words(fn.support)}: use a distribution of such values"
+    return None
 
 
 def _check_heed(model: Model, theta: Parameters, data: Data) -> None:
@@ -218,6 +256,13 @@ def check_guide(guide: guides.Guide | None, methods: Sequence[Method]) -> None:
         raise ValueError(f"{few(method.name for method in methods)} takes no guide: leave it out, or use a method such as SVI")
 
 
+def check_init(init: Mapping[str, Any] | None, theta: Parameters, methods: Sequence[Method]) -> None:
+    """Raise ValueError for a start that no method would start from."""
+    moved = [name for name in init or {} if name in theta.trainable]
+    if moved and all(isinstance(method, ClosedForm) for method in methods):
+        raise ValueError(f"closed_form finds {few(moved)} from the data alone, whatever init says: leave it out, or use EM")
+
+
 def refuse(method: Method, model: Model, data: Data) -> None:
     """Raise ValueError where the method cannot fit this model to these data; where no settings could help, name the methods that can."""
     reason = method.refusal(model, data)
@@ -228,7 +273,7 @@ def refuse(method: Method, model: Model, data: Data) -> None:
     from ppvae.registry import methods
 
     able = [entry.class_name for entry in methods().values() if entry.load()().refusal(model, data) is None]
-    raise ValueError(f"{reason}: use {', '.join(able[:-1])}{' or ' if len(able) > 1 else ''}{able[-1]}")
+    raise ValueError(f"{reason}: use {either(able)}")
 
 
 def start(model: Model, data: Data, seed: int, init: Mapping[str, Any] | None = None) -> Parameters:

@@ -63,10 +63,9 @@ class MonteCarloEM(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.steps, self.guide_steps) < 1 or self.draws < 2 or not self.tolerance > 0:
-            raise ValueError("MonteCarloEM needs steps and guide_steps >= 1, draws >= 2, and tolerance > 0 (nats per row)")
-        if not self.growth >= 1 or self.max_draws < self.draws:
-            raise ValueError(f"MonteCarloEM needs growth >= 1 and max_draws >= draws, not {self.growth} and {self.max_draws}")
+        self.at_least(steps=1, guide_steps=1, draws=2, growth=1, max_draws=self.draws)
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance must be above 0 (nats per row), not {self.tolerance}")
 
     def refusal(self, model: Model, data: Data) -> str | None:
         return undrawable(model, data) or nothing_free(model, data)

@@ -51,9 +51,7 @@ class NUTS(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("draws", 4), ("warmup", 1), ("chains", 1), ("max_tree_depth", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"NUTS needs {name} >= {least}, not {getattr(self, name)}")
+        self.at_least(draws=4, warmup=1, chains=1, max_tree_depth=1)
         if not 0 < self.target_accept < 1:
             raise ValueError(f"NUTS's target_accept lies between 0 and 1, not {self.target_accept}")
 

@@ -51,8 +51,7 @@ class OnlineEM(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.epochs < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise ValueError(f"OnlineEM needs epochs and batch_size >= 1, not {self.epochs} and {self.batch_size}")
+        self.at_least(epochs=1, batch_size=1)
         if not (0.5 < self.forgetting <= 1 or self.forgetting == 0):
             raise ValueError(f"OnlineEM's forgetting is above 0.5 and at most 1, or 0 to keep nothing, not {self.forgetting}")
 

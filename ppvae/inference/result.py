@@ -271,6 +271,7 @@ class Fit:
         """
         from ppvae.criticism.predictive import blank_batch, prior_predictive
 
+        n = taken(n, int, "sample: n")
         if n < 1:
             raise ValueError(f"sample needs n >= 1, not {n}")
         batch = blank_batch(n, len(self.trained_on.columns), self.dtype, self.device, self._context(context, n))

@@ -53,8 +53,7 @@ class VariationalEM(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.rounds, self.e_steps, self.m_steps) < 1:
-            raise ValueError(f"VariationalEM needs rounds, e_steps and m_steps >= 1, not {self.rounds}, {self.e_steps} and {self.m_steps}")
+        self.at_least(rounds=1, e_steps=1, m_steps=1)
         self.steps_of(self.e_steps)  # which refuses what is wrong with the rest
 
     def steps_of(self, e_steps: int) -> SVI:

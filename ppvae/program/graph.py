@@ -16,10 +16,10 @@ from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor, nn
 
 from ppvae.data import Data
-from ppvae.inference.fit import start
+from ppvae.inference.fit import check_story, prepare, start
 from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.joint import is_row_site, random_sites
+from ppvae.program.joint import is_row_site, random_sites, unwrapped
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,16 @@ class Graph:
 def graph(model: Model, data: Data, theta: Parameters | None = None) -> Graph:
     """The graph of a model's story on these data; of a fit, with its `theta`, else with a start.
 
+    Raises ValueError for data that the model cannot take, and for a story that fails, as `ppvae.fit` does.
+
     >>> import ppvae
     >>> print(graph(ppvae.models.PPCA(n_latents=2), ppvae.load_data("iris")).factorisation)
     prod_n p(z_n) p(x_n | z_n; loadings, mean, noise_variance)
     """
-    theta = start(model, data, 0) if theta is None else theta
+    if theta is None:
+        data = prepare(model, data, None)
+        theta = start(model, data, 0)
+        check_story(model, theta, data)
     tracked: Any = Tracked(theta)
     story = partial(model.model, tracked)
     batch = data.head()
@@ -111,7 +116,7 @@ def graph(model: Model, data: Data, theta: Parameters | None = None) -> Graph:
     nodes = [
         Node(
             name,
-            _name(site["fn"]),
+            type(unwrapped(site["fn"])).__name__,
             tuple(p for p in order if p != name and p in known[name]),
             tuple(p for p in (*theta.names, *dict(theta.named_children())) if f"theta.{p}" in known[name]),
             site["is_observed"],
@@ -138,13 +143,6 @@ class Tracked:
 
 def _marked(network: nn.Module, mark: frozenset[str]) -> Callable[..., Tensor]:
     return lambda *inputs: track_provenance(network(*inputs), mark)
-
-
-def _name(fn: pyro.distributions.TorchDistribution) -> str:
-    """The distribution's own name, without the wrappers that masks and event dims put around it."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__
 
 
 def _circle(node: Node) -> str:

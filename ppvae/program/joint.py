@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -33,6 +34,13 @@ def in_draws(program: Program, draws: int | None) -> Program:
 def is_row_site(site: Site) -> bool:
     """Whether the site lies inside the plate over rows."""
     return any(frame.name == "rows" for frame in site["cond_indep_stack"])
+
+
+def unwrapped(fn: Any) -> Any:
+    """The distribution within those that only mask it, repeat it or count its dims."""
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def random_sites(trace: poutine.Trace) -> dict[str, Site]:

@@ -44,6 +44,8 @@ def write_check(criticism: Criticism, path: str | Path) -> Path:
 def _checked(path: str | Path) -> Path:
     """`path`, before any work is done for it."""
     path = Path(path)
+    if path.suffix.lower() not in ("", ".html", ".htm") and not path.is_dir():
+        raise ValueError(f"cannot write {path}: a report is one web page, so name an .html file")
     if not path.parent.is_dir():
         raise ValueError(f"cannot write the report: there is no folder {str(path.parent)!r}; make it first")
     if path.is_dir():
