@@ -206,10 +206,10 @@ def test_init_of_a_mixture(method):
     ("init", "sentence"),
     [
         ({"mean": [0, 0]}, "unknown parameter 'mean': did you mean 'means'"),
-        ({"means": [[0.0, 0.0]]}, r"parameter 'means' has shape \(2, 2\), not \(1, 2\)"),
+        ({"means": [[0.0, 0.0]]}, r"parameter 'means' has shape \(2, 2\), not \(1, 2\): give so many, or set the model's options"),
         ({"means": [[0.0, 0.0], [np.nan, 0.0]]}, "parameter 'means' must be finite"),
-        ({"weights": [0.9, 0.9]}, "parameter 'weights' is outside its constraint"),
-        ({"covariances": -np.stack([np.eye(2)] * 2)}, "parameter 'covariances' is outside its constraint"),
+        ({"weights": [0.9, 0.9]}, "parameter 'weights' is outside its constraint: give numbers from 0 up that sum to 1"),
+        ({"covariances": -np.stack([np.eye(2)] * 2)}, "outside its constraint: give symmetric matrices with eigenvalues above 0"),
     ],
 )
 @pytest.mark.parametrize("method", [*ONE_STEP.values(), None], ids=[*ONE_STEP, "default"])

@@ -39,6 +39,23 @@ def test_parameters_and_networks_are_named():
     assert "decoder" in graph(VAE(2, likelihood="gaussian"), ppvae.load_data("iris")).text
 
 
+class Positive(Chain):
+    def model(self, theta, batch):
+        with batch.rows:
+            x = dist.LogNormal(theta.mean.log(), 1.0).mask(batch.observed).to_event(1)
+            pyro.sample("x", x, obs=batch.x)
+
+
+def test_a_distribution_keeps_its_own_name():
+    assert [node.distribution for node in graph(Positive(), ppvae.load_data("iris")).nodes] == ["LogNormal"]
+
+
+@pytest.mark.parametrize(("name", "words"), [("die", "takes one column of faces"), ("cvae", "the data have no context")])
+def test_data_that_a_model_cannot_take(name, words):
+    with pytest.raises(ValueError, match=words):
+        graph(ppvae.load_model(name), ppvae.load_data("iris"))
+
+
 def test_no_random_state_is_spent():
     import torch
 

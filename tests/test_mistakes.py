@@ -12,7 +12,8 @@ from torch.distributions import constraints
 import ppvae
 from ppvae import registry
 from ppvae.inference.fit import check_story, start
-from ppvae.models import GMM, PCA, PPCA, FactorAnalysis, MixtureFA, MixturePPCA
+from ppvae.models import GMM, PCA, PPCA, VAE, Autoencoder, BayesianGMM, FactorAnalysis, MixtureFA, MixturePPCA
+from ppvae.program.graph import graph
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,38 @@ class Negative(Sound):
         return ppvae.Parameters(mean=data.mean, noise_scale=ppvae.Constrained(-data.scale.mean(), constraints.positive))
 
 
+class OwnPlate(Sound):
+    def model(self, theta, batch):
+        with pyro.plate("rows", batch.x.shape[0]):
+            pyro.sample("x", dist.Normal(theta.mean, theta.noise_scale).to_event(1), obs=batch.x)
+
+
+class Untrained(Sound):
+    def model(self, theta, batch):
+        with batch.rows:
+            shift = pyro.param("w", torch.zeros(4, dtype=torch.float64))
+            pyro.sample("x", dist.Normal(theta.mean + shift, theta.noise_scale).to_event(1), obs=batch.x)
+
+
+class Counts(Sound):
+    def model(self, theta, batch):
+        with batch.rows:
+            pyro.sample("x", dist.Poisson(theta.mean).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+class Widthless(Sound):
+    def model(self, theta, batch):
+        with batch.rows:
+            pyro.sample("x", dist.Normal(theta.mean, -theta.noise_scale).to_event(1), obs=batch.x)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
+        (OwnPlate, "the story observes x outside the plate over rows: put it under `with batch.rows:`"),
+        (Untrained, r"a pyro.param 'w', which no method trains: give it in init, as Parameters\(w=\.\.\.\), and read theta.w"),
+        (Counts, "counts: x holds 5.1, but Poisson takes whole numbers from 0 up: use a distribution of such values$"),
+        (Widthless, r"story fails at line .*-theta.noise_scale.* parameter scale .* \.\.\.$"),
         (Misspelt, "story fails at line .*noise_scal.*did you mean 'noise_scale'"),
         (FeaturesAsRows, r"add \.to_event\(1\)"),
         (Unobserved, "observes nothing: add pyro.sample"),
@@ -96,9 +126,15 @@ class Negative(Sound):
     ],
 )
 def test_a_model_says_where_it_is_wrong(model, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        ppvae.fit(model(), ppvae.load_data("iris"), ppvae.SVI(steps=2))
-    assert "\n" not in str(caught.value)
+    iris = ppvae.load_data("iris")
+    for read in (
+        lambda: ppvae.fit(model(), iris, ppvae.SVI(steps=2)),
+        lambda: graph(model(), iris),
+        lambda: ppvae.laws.check(model(), iris),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            read()
+        assert "\n" not in str(caught.value)
 
 
 def test_the_sound_model_fits():
@@ -151,6 +187,11 @@ def test_seeds(seed):
     [
         ({"dtype": "float16"}, "unknown dtype 'float16': did you mean 'float64'"),
         ({"dtype": torch.int64}, "unknown dtype 'int64'"),
+        (
+            {"method": ppvae.ClosedForm(), "init": {"mean": [0] * 4}},
+            "closed_form finds mean from the data alone, .*: leave it out, or use EM",
+        ),
+        ({"method": None, "init": {"mean": [0] * 4}}, "closed_form finds mean from the data alone"),
         ({"device": 1.5}, "device '1.5' is not there"),
         ({"init": "means"}, r"init gives values by name, such as \{'loadings': \.\.\.\}, not 'means'"),
         ({"init": {"mean": "a"}}, r"parameter 'mean' takes numbers of shape \(4,\), not 'a'"),
@@ -168,7 +209,8 @@ def test_settings_of_a_fit(settings, words):
 
 
 def test_a_precision_by_name():
-    assert ppvae.fit(PPCA(1), ppvae.load_data("iris"), dtype="float32").dtype == torch.float32
+    for dtype in ("float32", np.float32, np.dtype("float32")):
+        assert ppvae.fit(PPCA(1), ppvae.load_data("iris"), dtype=dtype).dtype == torch.float32
 
 
 def test_a_data_set_by_name():
@@ -176,10 +218,50 @@ def test_a_data_set_by_name():
         ppvae.fit(GMM(2), "faithful")
 
 
-@pytest.mark.parametrize("model", [PCA(1), PPCA(1), FactorAnalysis(1), MixtureFA(1, 1), MixturePPCA(1, 1)], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "model",
+    [PCA(1), PPCA(1), FactorAnalysis(1), MixtureFA(1, 1), MixturePPCA(1, 1), VAE(1, (4,), "gaussian"), Autoencoder()],
+    ids=lambda m: m.name,
+)
 def test_one_row_has_no_variance(model):
     with pytest.raises(ValueError, match="every column is constant, so there is no variance to explain: give rows that differ"):
         ppvae.fit(model, [[1.0, 2.0, 3.0]])
+
+
+def test_as_many_components_as_rows_have_no_spread():
+    with pytest.raises(ValueError, match=r"2 components need more rows than that, .* but there are 2: ask for fewer components"):
+        ppvae.fit(BayesianGMM(2), [[1.0, 2.0, 3.0], [2.0, 1.0, 5.0]])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ppvae.EM(max_steps=0), "^max_steps must be at least 1, not 0$"),
+        (lambda: ppvae.EM(tolerance=-1), "^tolerance must be at least 0, not -1.0$"),
+        (lambda: ppvae.SVI(beta=-1), "^beta must be at least 0, not -1.0$"),
+        (lambda: ppvae.SVI(batch_size=0), "^batch_size must be at least 1, not 0$"),
+        (lambda: ppvae.MonteCarloEM(draws=5, max_draws=4), "^max_draws must be at least 5, not 4$"),
+        (lambda: VAE(hidden=(8, 0)), "^hidden must be at least 1, not 0$"),
+        (lambda: GMM(component="x"), "^unknown component 'x': use guided or summed$"),
+    ],
+)
+def test_a_setting_out_of_range_shows_its_value(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_what_says_nothing_is_not_done(tmp_path):
+    iris = ppvae.load_data("iris")
+    with pytest.raises(ValueError, match=r"EM\(\) is asked for twice, which is the same fit twice: name it once"):
+        ppvae.compare(PPCA(1), iris, "em,em")
+    found = ppvae.compare(PPCA(1), iris, "closed_form")
+    with pytest.raises(ValueError, match="a p-value from 1 draws says little: ask for at least 20"):
+        ppvae.check(found.best, iris, draws=1)
+    with pytest.raises(ValueError, match=r"cannot write .*x\.pdf: a report is one web page, so name an \.html file"):
+        found.save(tmp_path / "x.pdf")
+    with pytest.raises(ValueError, match=r"sample: n must be a whole number, not 2\.5"):
+        found.best.sample(2.5)
+    assert len(found.best.sample(2.0)) == 2
 
 
 def test_methods_in_words_and_classes():

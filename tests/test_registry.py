@@ -177,6 +177,7 @@ def test_a_model_from_a_file(tmp_path):
         ("x = 1\n", "defines no model: write a dataclass"),
         ("class Broken(:\n", r"is not valid Python: .*line 1"),
         (MODEL.replace("def model", "def story"), "Banana does not define model: a model needs a start and a story"),
+        (MODEL.replace("@dataclass(frozen=True)", "@dataclass"), r"a model is a frozen dataclass: write @dataclass\(frozen=True\)"),
         (MODEL + MODEL.replace("Banana", "Pear"), "defines several models: name one of them, .*:Banana"),
     ],
 )
@@ -184,6 +185,21 @@ def test_a_file_without_one_model_is_refused(tmp_path, text, sentence):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ValueError, match=sentence):
         ppvae.load_model(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize(
+    "change", [("bend: float = 1.0", "bend = 1.0"), ("@dataclass(frozen=True)\n", "")], ids=["annotation", "decorator"]
+)
+def test_an_option_without_its_annotation_or_decorator(tmp_path, change):
+    (tmp_path / "mine.py").write_text(MODEL.replace(*change))
+    with pytest.raises(
+        ValueError, match=r"bend is no field of Banana, so no option: write `bend: float = 1\.0` under @dataclass\(frozen=True\)"
+    ):
+        ppvae.load_model(str(tmp_path / "mine.py"), bend="2")
+
+
+def test_python_can_suggest_a_model():
+    assert {entry.class_name for entry in registry.models().values()} == set(dir(ppvae.models))
 
 
 def test_a_missing_model_file_is_refused():
