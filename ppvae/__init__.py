@@ -4,6 +4,7 @@ Everything is imported on first use, so that `import ppvae` and `ppvae --help` a
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 
 _HOME = {
     "Data": "ppvae.data",
@@ -42,14 +43,19 @@ __all__ = [*_HOME, *_MODULES, "__version__"]
 def __getattr__(name: str):
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
-    elif name in _MODULES:
-        value = import_module(f"ppvae.{name}")
     elif name == "__version__":
         value = _version()
     else:
-        raise AttributeError(f"module 'ppvae' has no attribute {name!r}")
+        value = submodule("ppvae", name)
     globals()[name] = value
     return value
+
+
+def submodule(package: str, name: str):
+    """A package's module of that name, imported on first use. Raises AttributeError where there is none."""
+    if name.startswith("_") or find_spec(f"{package}.{name}") is None:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return import_module(f"{package}.{name}")
 
 
 def _version() -> str:

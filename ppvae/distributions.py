@@ -18,13 +18,50 @@ from ppvae.gaussian import LOG_2PI, masked_covariance
 NO_SHAPE = torch.Size()
 
 
-class MaskedNormal(TorchDistribution):
+class Masked(TorchDistribution):
+    """What distributions with a mask share: `observed` (..., D), or None where every entry is; validated as torch's own are."""
+
+    observed: Tensor | None
+
+    def expand(self, batch_shape, _instance=None):
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def _mask(self, value: Tensor) -> Tensor:
+        return value if self.observed is None else torch.where(self.observed, value, 0.0)
+
+    def _validate(self, value: Tensor) -> None:
+        """Raise ValueError for a value of another shape, and for an observed entry outside the support."""
+        if self._validate_args:
+            batch_shape(self.observed, value=(value, "D"))
+            self._validate_sample(self._mask(value))
+
+    def _full(self, scores: Tensor) -> Tensor:
+        """Scores in the shape of the batch, also where a plate of draws has expanded it: an ELBO sums what it finds there."""
+        return scores.expand(torch.broadcast_shapes(scores.shape, self.batch_shape))
+
+
+class _PositiveDefinite(constraints.Constraint):
+    """Torch's positive_definite, but symmetric up to rounding at the scale of rows and columns: small entries beside large ones are sums
+    of large terms."""
+
+    event_dim = 2
+
+    def check(self, value: Tensor) -> Tensor:
+        sds = value.diagonal(dim1=-2, dim2=-1).abs().sqrt()
+        symmetric = (value - value.mT).abs() <= 1e-5 * sds.unsqueeze(-1) * sds.unsqueeze(-2)
+        return symmetric.all(-1).all(-1) & (torch.linalg.cholesky_ex(value).info == 0)
+
+
+class MaskedNormal(Masked):
     """What the masked normals share: a `loc` (..., D), a mask `observed` (..., D) or None, and conditioning by regression."""
 
     support = constraints.real_vector
     has_rsample = True
     loc: Tensor
-    observed: Tensor | None
 
     @property
     def covariance_matrix(self) -> Tensor:
@@ -40,19 +77,6 @@ class MaskedNormal(TorchDistribution):
     def variance(self) -> Tensor:
         """(..., D): of each entry, whatever is observed."""
         return self.covariance_matrix.diagonal(dim1=-2, dim2=-1).expand(self._extended_shape())
-
-    def expand(self, batch_shape, _instance=None):
-        new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
-        return new
-
-    def _mask(self, residual: Tensor) -> Tensor:
-        return residual if self.observed is None else torch.where(self.observed, residual, 0.0)
-
-    def _full(self, scores: Tensor) -> Tensor:
-        """Scores in the shape of the batch, also where a plate of draws has expanded it: an ELBO sums what it finds there."""
-        return scores.expand(torch.broadcast_shapes(scores.shape, self.batch_shape))
 
     def conditional(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """E[x | x_observed] (..., D) and Cov[x | x_observed] (..., D, D): observed entries as they are, with no variance."""
@@ -86,19 +110,20 @@ class MaskedMultivariateNormal(MaskedNormal):
     """N(loc, covariance) scored on its observed entries alone.
 
     loc: (..., D).  covariance: (..., D, D).  observed: bool (..., D), or None when every entry is. Differentiable; a wholly missing row
-    scores 0; a sample has all D entries. Raises ValueError for other shapes, and for a mask that is not a tensor of booleans.
+    scores 0; a sample has all D entries. Raises ValueError for other shapes, for a mask that is not a tensor of booleans and, unless
+    validation is off (validate_args=False), for a covariance that is not positive definite and for an observed NaN.
 
     >>> d = MaskedMultivariateNormal(torch.zeros(2), torch.eye(2), torch.tensor([[True, False], [False, False]]))
     >>> [round(float(v), 4) for v in d.log_prob(torch.tensor([[0.0, 9.0], [9.0, 9.0]])).abs()]
     [0.9189, 0.0]
     """
 
-    arg_constraints = {"loc": constraints.real_vector, "covariance": constraints.positive_definite}  # noqa: RUF012
+    arg_constraints = {"loc": constraints.real_vector, "covariance": _PositiveDefinite()}  # noqa: RUF012
 
     def __init__(self, loc: Tensor, covariance: Tensor, observed: Tensor | None = None, validate_args: bool | None = None) -> None:
         shape = batch_shape(observed, loc=(loc, "D"), covariance=(covariance, "DD"))
         self.loc, self.covariance, self.observed = loc, covariance, observed
-        super().__init__(shape, loc.shape[-1:], validate_args=False)
+        super().__init__(shape, loc.shape[-1:], validate_args=validate_args)
 
     @property
     def covariance_matrix(self) -> Tensor:
@@ -110,6 +135,7 @@ class MaskedMultivariateNormal(MaskedNormal):
         return self.loc + (torch.linalg.cholesky(self.covariance) @ noise.unsqueeze(-1)).squeeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        self._validate(value)
         residual = self._mask(value - self.loc)
         if self.observed is None:
             covariance, seen = self.covariance, float(self.event_shape[0])
@@ -124,7 +150,7 @@ class MaskedLowRankNormal(MaskedNormal):
     """N(loc, factor factor^T + diag(diagonal)) scored on its observed entries alone, through L x L systems (Woodbury).
 
     loc: (..., D).  factor: (..., D, L).  diagonal: (..., D), positive.  observed: bool (..., D), or None when every entry is. Raises
-    ValueError as `MaskedMultivariateNormal` does.
+    ValueError as `MaskedMultivariateNormal` does; for a `diagonal` that is not positive.
 
     >>> d = MaskedLowRankNormal(torch.zeros(3), torch.ones(3, 1), torch.ones(3), torch.tensor([[True, True, False]]))
     >>> dense = MaskedMultivariateNormal(torch.zeros(3), d.covariance_matrix, d.observed)
@@ -140,7 +166,7 @@ class MaskedLowRankNormal(MaskedNormal):
     ) -> None:
         shape = batch_shape(observed, loc=(loc, "D"), factor=(factor, "DL"), diagonal=(diagonal, "D"))
         self.loc, self.factor, self.diagonal, self.observed = loc, factor, diagonal, observed
-        super().__init__(shape, loc.shape[-1:], validate_args=False)
+        super().__init__(shape, loc.shape[-1:], validate_args=validate_args)
 
     @property
     def covariance_matrix(self) -> Tensor:
@@ -153,6 +179,7 @@ class MaskedLowRankNormal(MaskedNormal):
         return self.loc + (self.factor @ z).squeeze(-1) + self.diagonal.sqrt() * normal(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        self._validate(value)
         residual = self._mask(value - self.loc)
         weighted = self.factor / self.diagonal.unsqueeze(-1)
         size = self.factor.shape[-1]
@@ -173,7 +200,7 @@ class MaskedLowRankNormal(MaskedNormal):
         return self._full(-0.5 * (quadratic + logdet + seen.sum(-1) * LOG_2PI))
 
 
-class MaskedMultinomial(TorchDistribution):
+class MaskedMultinomial(Masked):
     """Counts of K outcomes in a known number of throws, of which some counts may be missing.
 
     probabilities: (..., K), positive, summing to 1.  throws: (...), how many throws a sample has.  observed: bool (..., K), or None when
@@ -191,13 +218,7 @@ class MaskedMultinomial(TorchDistribution):
     def __init__(self, probabilities: Tensor, throws: Tensor, observed: Tensor | None = None, validate_args: bool | None = None) -> None:
         shape = batch_shape(observed, probabilities=(probabilities, "D"), throws=(throws, ""))
         self.probabilities, self.throws, self.observed = probabilities, throws, observed
-        super().__init__(shape, probabilities.shape[-1:], validate_args=False)
-
-    def expand(self, batch_shape, _instance=None):
-        new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
-        return new
+        super().__init__(shape, probabilities.shape[-1:], validate_args=validate_args)
 
     @torch.no_grad()
     def sample(self, sample_shape=NO_SHAPE) -> Tensor:
@@ -211,23 +232,25 @@ class MaskedMultinomial(TorchDistribution):
         return torch.stack(counts, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self.observed is None:
-            counts, seen = value, self.probabilities
-        else:
-            counts, seen = torch.where(self.observed, value, 0.0), self.probabilities * self.observed
+        self._validate(value)
+        counts = self._mask(value)
+        seen = self.probabilities if self.observed is None else self.probabilities * self.observed
         total = counts.sum(-1)
         share = torch.where(total > 0, seen.sum(-1), 1.0).log()  # no throw, no outcome: nothing to score
         ways = torch.lgamma(total + 1) - torch.lgamma(counts + 1).sum(-1)
         scores = ways + (counts * self.probabilities.log()).sum(-1) - total * share
-        return scores.expand(torch.broadcast_shapes(scores.shape, self.batch_shape))
+        return self._full(scores)
 
 
 def batch_shape(observed: Tensor | None, **given: tuple[Tensor, str]) -> torch.Size:
     """The batch shape of parameters, each given with the letters of its last axes, such as (covariance, "DD"), and a mask (..., D) or None.
 
-    Raises ValueError for an axis that is missing or differs from one of the same letter, for a mask that is not a tensor of booleans, and
-    for leading axes that do not broadcast.
+    Raises ValueError for what is no tensor, for an axis that is missing or differs from one of the same letter, for a mask that is not of
+    booleans, and for leading axes that do not broadcast.
     """
+    for name, (tensor, _) in given.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}: torch.as_tensor makes one")
     if observed is not None:
         if not isinstance(observed, Tensor) or observed.dtype is not torch.bool:
             kind = observed.dtype if isinstance(observed, Tensor) else type(observed).__name__

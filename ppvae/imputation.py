@@ -3,9 +3,10 @@
 Missing at random is assumed: whether an entry is missing may depend on what is observed, not on what is missing.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ ENTRIES = 2**21  # numbers in one run of the story
 SHARED = 200  # draws of what all rows share
 WEIGHTED = 1000  # draws of a row's latents where they are weighted by importance
 RESAMPLES = 1000  # tries to draw rows among which every column is observed
+FAR = 20  # times as far from the means, in standard deviations, as anything observed in the row: no regression that holds up goes there
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,25 @@ def impute(fit: "Fit", source: Any, draws: int | None, seed: int, bootstrap: boo
         else:
             filled, sizes = bootstrapped_draws(fit, data, draws, seed) if bootstrap else proper_draws(fit, data, draws)
     warn_of_few(sizes, WEIGHTED, data, "their imputations are rough (fit.imputation_sample_size), so train the guide for longer")
+    warn_of_far(fit, filled, data)
     values = own.like(filled, data.columns).cpu().numpy()
     return like_source(values, source, own) if draws is None else values
+
+
+def warn_of_far(fit: "Fit", filled: Tensor, data: Data) -> None:
+    """Warn, once, where imputed entries (..., N, D) lie much further out than anything that was observed in their rows."""
+    mean, scale = (filled.new_tensor(value) for value in (fit.trained_on.mean, fit.trained_on.scale))
+    distance = ((filled - mean) / scale).abs().reshape(-1, *data.x.shape)
+    observed = torch.where(data.observed, distance, 1.0).amax(-1, keepdim=True).clamp(min=1.0)
+    excess = torch.where(data.observed, 0.0, distance / observed)
+    if not (excess > FAR).any():
+        return
+    table, row, column = np.unravel_index(int(excess.argmax()), excess.shape)
+    reason = fit.model.no_density or "its row's observed entries do not determine it, so use a model with fewer parameters, or more rows"
+    warnings.warn(
+        f"{data.columns[column]} of row {row} is imputed {distance[table, row, column]:.3g} standard deviations from its mean: {reason}",
+        stacklevel=4,
+    )
 
 
 def _counted(draws: object, least: int) -> int:
@@ -231,7 +250,8 @@ class Pooled:
     estimate: the mean of the M estimates.  standard_error: sqrt(T).  missing_variance: lambda = (1 + 1/M) B / T, the share of the variance
     that the missing entries cause.  degrees_of_freedom: nu = (M - 1) / lambda^2, of the estimate's t distribution.  missing_information:
     gamma = lambda + (1 - lambda) 2 / (nu + 3), the fraction of information about the estimate that is missing ("fmi"): lambda,
-    corrected for a finite number of imputations (van Buuren 2018, section 2.3.5).
+    corrected for a finite number of imputations (van Buuren 2018, section 2.3.5).  Where the analysis gives no variance, U = 0, it says
+    nothing of such a share: lambda and gamma are NaN, and nu is M - 1.
     """
 
     estimate: np.ndarray
@@ -270,14 +290,11 @@ def pool(tables: Iterable, analysis: Callable[[Any], tuple[Any, Any]]) -> Pooled
     if len({(estimate.shape, variance.shape) for estimate, variance in found}) > 1:
         raise ValueError("the analysis must give (estimate, variance) of the same shapes for every table")
     estimates, variances = (np.stack(part) for part in zip(*found, strict=True))
-    if estimates.shape != variances.shape:
-        raise ValueError(f"the analysis gives estimates of shape {estimates.shape[1:]} but variances of shape {variances.shape[1:]}")
-    m = len(found)
-    between = (1 + 1 / m) * estimates.var(0, ddof=1)
-    total = variances.mean(0) + between
+    m, within = len(found), variances.mean(0)
+    total = within + (1 + 1 / m) * estimates.var(0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(total > 0, between / total, 0.0)
-        freedom = np.where(share > 0, (m - 1) / share**2, np.inf)
+        share = np.where(within > 0, 1 - within / total, np.nan)  # exactly 0 where the estimates differ by rounding alone
+        freedom = np.where(within > 0, (m - 1) / share**2, m - 1)
     return Pooled(estimates.mean(0), np.sqrt(total), freedom, share, share + (1 - share) * 2 / (freedom + 3))
 
 
@@ -287,6 +304,9 @@ def _pair(result: Any) -> tuple[np.ndarray, np.ndarray]:
         estimate, variance = (np.atleast_1d(np.asarray(part, dtype=float)) for part in result)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the analysis must give (estimate, its variance), two numbers or arrays, not {result!r}") from error
+    if estimate.shape != variance.shape:
+        remedy = "of a covariance matrix take the diagonal" if variance.shape == estimate.shape * 2 else "one variance for each estimate"
+        raise ValueError(f"the analysis gives an estimate of shape {estimate.shape} but variances of shape {variance.shape}: {remedy}")
     if not (np.isfinite(estimate).all() and np.isfinite(variance).all() and (variance >= 0).all()):
         raise ValueError("the analysis must give finite estimates and variances from 0 up: a variance is the square of a standard error")
     return estimate, variance
@@ -300,24 +320,25 @@ def coverage(
     Each hidden entry's interval is the central one of its `draws` imputations under the fit's parameters (which have seen the entry: the
     report is about the spread of the imputations, not about theta). Columns: level, covered, standard_error, entries.
 
-    Raises ValueError for a share that hides nothing or a whole column, for fewer than 2 draws, and for levels that are not between 0 and 1.
+    Raises ValueError for a share that hides nothing or a whole column, for levels that are not between 0 and 1 or need more draws, and for
+    a model without a density of rows.
     """
-    draws = _counted(draws, 2)
-    levels = list(levels) if isinstance(levels, Iterable) else [levels]
-    for level in levels:
-        check_share("a level is a share", level)
+    if fit.model.no_density:
+        raise ValueError(f"no coverage: {fit.model.no_density}")
+    draws = _counted(draws, 1)
+    levels = _levels(levels, draws)
     data = fit.take(data)
-    holes = data.with_holes(share, seed)
-    hide = data.observed & ~holes.observed
     with seeded(seed, data.device):
+        holes = data.with_holes(share, seed)
         tables, sizes = proper_draws(fit, holes, draws)
+    hide = data.observed & ~holes.observed
     warn_of_few(sizes, WEIGHTED, holes, "their intervals are rough, so train the guide for longer")
     drawn = tables[:, hide]
     truth = data.x[hide]
     rows = []
     for level in levels:
         # The truth's rank among M draws is uniform over M + 1 places, so the edges lie at that share of M + 1 (Hyndman & Fan 1996, type 6).
-        tail = min(max(((draws + 1) * (1 - level) / 2 - 1) / (draws - 1), 0.0), 0.5)
+        tail = max(((draws + 1) * (1 - level) / 2 - 1) / (draws - 1), 0.0)
         low, high = drawn.quantile(tail, 0), drawn.quantile(1 - tail, 0)
         inside = ((truth >= low) & (truth <= high)).double()
         rows.append(
@@ -329,6 +350,19 @@ def coverage(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _levels(levels: Any, draws: int) -> list[float]:
+    """Levels of intervals from `draws` draws, of which the widest covers (M - 1) / (M + 1)."""
+    found = list(levels) if isinstance(levels, Iterable) else [levels]
+    if not found:
+        raise ValueError("coverage needs at least one level between 0 and 1, such as levels=[0.95]")
+    for level in found:
+        check_share("a level is a share", level)
+        least = ceil(round((1 + level) / (1 - level), 6))
+        if draws < least:
+            raise ValueError(f"a {level:.6g} interval needs at least {least} draws, not {draws}: raise draws, or lower the level")
+    return found
 
 
 def like_source(values: np.ndarray, source: Any, data: Data) -> Any:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import ppvae
 from ppvae.gaussian import mixture_moments
-from ppvae.models import GMM, PPCA, VAE
+from ppvae.models import GMM, PPCA, VAE, Gaussian
 
 ASCENT = 1e-10  # relative: rounding of a sum over rows in float64, as in ppvae.inference.em
 COVARIANCES = ("full", "tied", "diag", "spherical")
@@ -93,6 +93,16 @@ def test_stopping_at_max_steps_says_so():
     assert fit.status.startswith("stopped at max_steps=3 before the tolerance was met: raise max_steps")
 
 
+def test_advice_names_what_the_model_has():
+    """A column of one entry leaves a Gaussian, which has no latents, on its floor at the last of too few steps."""
+    x = clusters(0.0)
+    x[1:, 1] = np.nan
+    fit = ppvae.fit(Gaussian(), x, ppvae.EM(max_steps=500, tolerance=0))
+    assert fit.status.startswith("stopped at max_steps=500 before the tolerance was met; covariance stands on its floor")
+    assert fit.status.endswith("try more rows or leaving such a feature out")
+    assert ppvae.fit(PPCA(1), ppvae.load_data("iris"), ppvae.EM(max_steps=2, acceleration="anderson")).status.endswith("raise max_steps")
+
+
 def clusters(*centres: float, rows: int = 15) -> np.ndarray:
     random = np.random.default_rng(3)
     return np.concatenate([centre + random.standard_normal((rows, 2)) for centre in centres])
@@ -106,7 +116,8 @@ def test_a_component_on_two_identical_rows_stops_at_its_floor(covariance, accele
     fit = ppvae.fit(GMM(2, covariance=covariance), x, ppvae.EM(max_steps=500, acceleration=acceleration), init=init)
     assert_climbed(fit)
     assert not fit.converged
-    assert "where the likelihood has no maximum: try more rows, another seed" in fit.status
+    assert "where the likelihood has no maximum: try more rows, another seed, fewer components or a covariance" in fit.status
+    assert "raise max_steps" not in fit.status
 
 
 def test_a_tied_covariance_of_rows_on_a_line_stops_at_its_floor():
@@ -151,8 +162,27 @@ def test_an_m_step_that_goes_down_is_reported():
     for acceleration in (None, "squarem", "anderson"):
         fit = ppvae.fit(broken(2), ppvae.load_data("faithful"), ppvae.EM(acceleration=acceleration))
         assert not fit.converged
-        assert "closed forms do not belong to its story (see ppvae.laws.check)" in fit.status
+        assert fit.status.endswith("closed forms do not belong to its story (see ppvae.laws.check)")
         assert all(np.isfinite(value).all() for value in fit.params.values())
+
+
+def test_in_float32_rounding_may_be_the_cause():
+    broken = twins.m_step(GMM, lambda values: values | {"weights": values["weights"].flip(0)})
+    fit = ppvae.fit(broken(2), ppvae.load_data("faithful"), ppvae.EM(), dtype="float32")
+    assert fit.status.endswith(", or float32 is too coarse (use dtype='float64')")
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 2**15.5), ("float64", 2**30)])
+def test_offsets_are_held_against_the_precision(dtype, limit):
+    """16 / sqrt(eps) standard deviations. Just below it EM still arrives."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((200, 2)) @ [[1.0, 0.5], [0.0, 1.0]]
+    x[random.random(x.shape) < 0.2] = np.nan
+    x = (x - np.nanmean(x, 0)) / np.nanstd(x, 0)
+    assert ppvae.fit(Gaussian(), x + 0.98 * limit, ppvae.EM(), dtype=dtype).converged
+    for call in (ppvae.fit, ppvae.compare):
+        with pytest.raises(ValueError, match=f"x0 varies too little around its mean for {dtype}: .*subtract its mean"):
+            call(Gaussian(), x + 1.02 * limit, ppvae.EM(), dtype=dtype)
 
 
 def test_a_likelihood_that_is_not_a_number_is_reported():
@@ -172,9 +202,9 @@ def test_an_m_step_that_is_not_finite_is_refused():
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="unknown acceleration 'squarm': did you mean 'squarem'"):
         ppvae.EM(acceleration="squarm")
-    with pytest.raises(ValueError, match="max_steps >= 1"):
+    with pytest.raises(ValueError, match="max_steps must be at least 1"):
         ppvae.EM(max_steps=0)
-    with pytest.raises(ValueError, match="tolerance >= 0"):
+    with pytest.raises(ValueError, match="tolerance must be at least 0"):
         ppvae.EM(tolerance=-1e-3)
 
 

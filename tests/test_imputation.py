@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 import ppvae
 import ppvae.inference.fit
 from ppvae.criticism import missingness
-from ppvae.distributions import MaskedLowRankNormal, MaskedMultivariateNormal
-from ppvae.models import GMM, PPCA, VAE, Die, FactorAnalysis, Gaussian, MixtureFA, MixturePPCA
+from ppvae.distributions import MaskedLowRankNormal, MaskedMultinomial, MaskedMultivariateNormal
+from ppvae.models import GMM, PCA, PPCA, VAE, Die, FactorAnalysis, Gaussian, MixtureFA, MixturePPCA
 
 RANDOM = np.random.default_rng(7)
 inference = sys.modules["ppvae.inference.fit"]  # the module: `ppvae.fit` is the function
@@ -210,8 +210,52 @@ class TestCoverage:
         for wrong in ({"share": 1.5}, {"share": "all"}, {"levels": [0.5, 1.5]}, {"levels": ["a"]}):
             with pytest.raises(ValueError, match="between 0 and 1"):
                 ppvae.coverage(fit, ppvae.load_data("iris"), **wrong)
-        with pytest.raises(ValueError, match="at least 2"):
-            ppvae.coverage(fit, ppvae.load_data("iris"), draws=1)
+        with pytest.raises(ValueError, match="at least one level"):
+            ppvae.coverage(fit, ppvae.load_data("iris"), levels=())
+        with pytest.raises(ValueError, match="a seed is a whole number"):
+            ppvae.coverage(fit, ppvae.load_data("iris"), seed="x")
+
+    @pytest.mark.parametrize(("level", "least"), [(0.5, 3), (0.8, 9), (0.95, 39)])
+    def test_a_level_needs_draws(self, level, least):
+        """M draws reach from 1 / (M + 1) to M / (M + 1): with as many as the level needs, the interval is all of them."""
+        fit = ppvae.fit(GMM(1), ppvae.load_data("iris"))
+        rows = fit.sample(1500, seed=5)
+        with pytest.raises(ValueError, match=f"a {level} interval needs at least {least} draws"):
+            ppvae.coverage(fit, rows, draws=least - 1, levels=level)
+        found = ppvae.coverage(fit, rows, share=0.2, draws=least, levels=level).iloc[0]
+        assert abs(found.covered - level) < 8 * found.standard_error
+
+
+class TestWithoutADensity:
+    """PCA's noise is next to nothing, so a row of as few observed entries as latents is filled in from rounding and noise."""
+
+    @pytest.fixture(scope="class")
+    def found(self):
+        return ppvae.compare(PCA(2), ppvae.load_data("airquality"), [ppvae.EM(max_steps=200)], holdout_entries=0.1)
+
+    @pytest.mark.filterwarnings("ignore:Solar.R of row")
+    def test_hidden_entries_have_no_likelihood(self, found):
+        assert np.isnan(found.table.hidden_log_likelihood).all()
+        assert np.isfinite(found.table.hidden_rmse).all()
+        assert found.absent.score.tolist() == ["hidden_log_likelihood"]
+
+    def test_coverage_is_refused(self, found):
+        with pytest.raises(ValueError, match="no coverage: PCA has no density"):
+            ppvae.coverage(found.best, found.data)
+
+    @pytest.mark.parametrize("draws", [None, 2])
+    def test_what_runs_off_is_said(self, found, draws):
+        with pytest.warns(
+            UserWarning, match=r"Solar.R of row \d+ is imputed \d+ standard deviations from its mean: PCA .* use PPCA"
+        ) as said:
+            found.best.impute(found.data, draws)
+        assert len(said) == 1
+
+    def test_what_follows_an_outlier_does_not_run_off(self, recwarn):
+        table = RANDOM.standard_normal((50, 1)) + 0.01 * RANDOM.standard_normal((50, 2))
+        fit = ppvae.fit(Gaussian(), table)
+        assert fit.impute([[1000.0, np.nan]])[0, 1] > 900
+        assert not recwarn.list
 
 
 class TestForms:
@@ -271,6 +315,15 @@ class TestPooling:
         pooled = ppvae.pool([2.0, 2.0], lambda t: (t, 0.5))
         assert (pooled.missing_variance, pooled.missing_information, pooled.degrees_of_freedom) == (0, 0, np.inf)
 
+    def test_rounding_is_no_difference(self):
+        pooled = ppvae.pool([0.1, 0.1 + 2e-17, 0.1, 0.1 - 1e-17], lambda t: (t, 0.5))
+        assert (pooled.missing_variance, pooled.degrees_of_freedom) == (0, np.inf)
+
+    def test_no_variance_is_no_share(self):
+        pooled = ppvae.pool([1.0, 2.0, 3.0], lambda t: (t, 0.0))
+        assert np.isnan([pooled.missing_variance, pooled.missing_information]).all()
+        assert pooled.degrees_of_freedom == 2
+
     def test_mistakes(self):
         with pytest.raises(ValueError, match="at least 2"):
             ppvae.pool([1.0], lambda t: (t, 1.0))
@@ -287,8 +340,10 @@ class TestPooling:
             ppvae.pool([1, 2], "mean")
         with pytest.raises(ValueError, match="same shapes"):
             ppvae.pool([1, 2], lambda t: (np.ones(t), np.ones(t)))
-        with pytest.raises(ValueError, match="variances of shape"):
+        with pytest.raises(ValueError, match=r"variances of shape .1,.: one variance"):
             ppvae.pool([1, 2], lambda t: (np.ones(2), 1.0))
+        with pytest.raises(ValueError, match="take the diagonal"):
+            ppvae.pool([1, 2], lambda t: (np.ones(2), -np.eye(2)))
 
 
 class TestMaskedDistributions:
@@ -340,6 +395,37 @@ class TestMaskedDistributions:
         with pytest.raises(ValueError, match="do not go together"):
             MaskedMultivariateNormal(torch.zeros(3, 2), torch.eye(2).expand(4, 2, 2))
 
+    @pytest.mark.parametrize(
+        ("make", "sentence"),
+        [
+            (lambda: MaskedMultivariateNormal(torch.zeros(2), -torch.eye(2)), "parameter covariance"),
+            (lambda: MaskedMultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "parameter covariance"),
+            (lambda: MaskedLowRankNormal(torch.zeros(2), torch.ones(2, 1), torch.tensor([1.0, -1.0])), "parameter diagonal"),
+            (lambda: MaskedMultinomial(torch.ones(2), torch.tensor(1.0)), "parameter probabilities"),
+            (lambda: MaskedMultivariateNormal(np.zeros(2), torch.eye(2)), "loc must be a tensor, not ndarray"),
+        ],
+    )
+    def test_parameters_are_validated(self, make, sentence):
+        with pytest.raises(ValueError, match=sentence):
+            make()
+
+    def test_rounding_beside_large_entries_is_no_asymmetry(self):
+        covariance = torch.tensor([[1e12, 1.0], [1.01, 1.0]])
+        assert MaskedMultivariateNormal(torch.zeros(2), covariance).covariance is covariance
+
+    @pytest.mark.parametrize("observed", [None, torch.tensor([True, False])])
+    def test_values_are_validated(self, observed):
+        d = MaskedMultivariateNormal(torch.zeros(2), torch.eye(2), observed)
+        for one in (d, d.expand((3,))):
+            with pytest.raises(ValueError, match="within the support"):
+                one.log_prob(torch.tensor([torch.nan, 0.0]))
+            with pytest.raises(ValueError, match=r"do not go together|must match event_shape"):
+                one.log_prob(torch.zeros(3))
+        if observed is not None:
+            assert torch.isfinite(d.log_prob(torch.tensor([0.0, torch.nan])))
+        unwatched = MaskedMultivariateNormal(torch.zeros(2), torch.eye(2), observed, validate_args=False)
+        assert torch.isnan(unwatched.log_prob(torch.tensor([torch.nan, 0.0])))
+
     def test_mean_and_variance_are_of_all_entries(self):
         factor, diagonal = torch.tensor([[1.0], [2.0]]), torch.tensor([0.5, 0.25])
         low = MaskedLowRankNormal(torch.ones(2), factor, diagonal, torch.tensor([[True, False]] * 3))
@@ -386,6 +472,8 @@ class TestMissingness:
         frame = pd.DataFrame(np.random.default_rng(1).standard_normal((60, 3)), columns=["dose", "height", "weight"])
         frame.loc[:29, "dose"], frame.loc[30:, "weight"] = np.nan, np.nan
         assert "no row holds both dose and weight" in missingness.warning(ppvae.Data(frame))
+        assert missingness.apart(frame) == [("dose", "weight")]
+        assert len(missingness.dependence(frame)) == 4  # of each column with holes: on height, in value and in distance
 
     def test_chance_is_not(self):
         frame = pd.DataFrame(np.random.default_rng(1).standard_normal((300, 4)))

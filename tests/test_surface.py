@@ -19,3 +19,15 @@ print(*(name for name in ppvae.__all__ if isinstance(getattr(ppvae, name), Modul
 """
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert set(printed.split()) == MODULES
+
+
+def test_modules_are_found_where_the_reference_names_them():
+    program = """
+import sys
+import ppvae
+assert not any(name.startswith("ppvae.") or name == "torch" for name in sys.modules)
+print(ppvae.imputation.Pooled.__name__, ppvae.criticism.bounds.climb.__name__, ppvae.inference.objectives.__name__)
+print([hasattr(package, "nonsense") for package in (ppvae, ppvae.criticism)])
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed == "Pooled climb ppvae.inference.objectives\n[False, False]\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ppvae.data import Data
+from ppvae.data import Data, as_data
 from ppvae.messages import few
 
 CLEAR = 0.5  # standard deviations: Cohen's medium difference
@@ -14,8 +14,8 @@ SIDES = {"value": ("higher", "lower"), "distance": ("further from its mean", "ne
 LEVEL = 0.01  # of the whole table of tests, Bonferroni
 
 
-def dependence(data: Data) -> pd.DataFrame:
-    """For each column with holes and each other column: does the other differ where the first is missing?
+def dependence(data: object) -> pd.DataFrame:
+    """For each column with holes and each other column: does the other differ where the first is missing? `data`: whatever Data takes.
 
     Columns: missing (the column with holes), given (the other), measure (of the other: its "value", or its "distance" from its mean, for
     entries that go missing on both sides), difference (of that measure's means, in standard deviations of the column), p_value (Welch's t
@@ -27,6 +27,7 @@ def dependence(data: Data) -> pd.DataFrame:
     >>> list(found.columns)
     ['missing', 'given', 'measure', 'difference', 'p_value', 'plain']
     """
+    data = as_data(data)
     x, seen = data.numpy().astype(float), data.observed.cpu().numpy()
     scale = data.scale.cpu().numpy()
     measures = {"value": x, "distance": np.abs(x - data.mean.cpu().numpy())}
@@ -45,13 +46,14 @@ def dependence(data: Data) -> pd.DataFrame:
     return table
 
 
-def apart(data: Data) -> list[tuple[str, str]]:
-    """Pairs of columns that no row holds both of: how they go together is not in the data, only in the model.
+def apart(data: object) -> list[tuple[str, str]]:
+    """Pairs of columns that no row holds both of: how they go together is not in the data, only in the model. `data`: whatever Data takes.
 
     >>> nan = float("nan")
-    >>> apart(Data([[1.0, 2.0, nan], [3.0, nan, 4.0]], columns=["a", "b", "c"]))
-    [('b', 'c')]
+    >>> apart([[1.0, 2.0, nan], [3.0, nan, 4.0]])
+    [('x2', 'x3')]
     """
+    data = as_data(data)
     seen = data.observed.double()
     together = (seen.mT @ seen).cpu().numpy()
     return [(data.columns[i], data.columns[j]) for i, j in np.argwhere(np.triu(together == 0, 1))]

@@ -14,13 +14,18 @@ from torch import nn
 
 from ppvae.data import Data
 from ppvae.guides import Guide
-from ppvae.messages import few
+from ppvae.messages import either, few
 from ppvae.model import Model
 from ppvae.options import Configuration
 from ppvae.parameters import Parameters
 
 Progress = Callable[[int, int, str], None]
 PRODUCTS = 10  # multiply-adds of a matrix product in the time of one entry of another operation
+SMALLER = {  # how to make a model smaller, by its options
+    "n_components": "fewer components",
+    "n_latents": "fewer latents",
+    "covariance": "a covariance with fewer free parameters",
+}
 HISTORY = ("step", "seconds", "elbo", "log_likelihood", "heldout_elbo")
 
 
@@ -98,7 +103,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[torch.Gene
 def floor_warning(model: Model, theta: Parameters) -> str | None:
     """A sentence for parameters on their floor, where the likelihood has no maximum, or for components without rows, else None.
 
-    The advice is that for components where the model has them. Other shares of 0 are no defect: a face that never came up.
+    The advice is what this model can be told. Other shares of 0 are no defect: a face that never came up.
     """
     names, empty = theta.at_floor(), [share for share in theta.emptied() if share.partition("[")[0] in model.exchangeable]
     if empty and not names:
@@ -106,7 +111,8 @@ def floor_warning(model: Model, theta: Parameters) -> str | None:
     if not names:
         return None
     stand = "stands on its floor" if len(names) == 1 else "stand on their floors"
-    advice = "try more rows, another seed, fewer components or latents, or a covariance with fewer free parameters"
+    smaller = [words for option, words in SMALLER.items() if option in model.config()]
+    advice = f"try {either(['more rows', 'another seed', *smaller])}"
     if not model.exchangeable:
-        advice = "some values are explained without remainder; try more rows, fewer latents, or leaving such a feature out"
+        advice = f"some values are explained without remainder; try {either(['more rows', *smaller, 'leaving such a feature out'])}"
     return f"{few(names)} {stand}, where the likelihood has no maximum: {advice}"

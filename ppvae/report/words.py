@@ -150,7 +150,7 @@ def findings(comparison: Comparison) -> list[str]:
     said += [_guide_cost(str(method), kl) for method, kl in methods["kl"].mean().items() if kl > LEVEL]
     if "heldout_log_likelihood" in table:
         said.append(f"On the held-out rows {_highest(methods['heldout_log_likelihood'].mean(), table)} nats per row.")
-    if "hidden_log_likelihood" in table:
+    if "hidden_log_likelihood" in table and not comparison.model.no_density:
         said.append(f"On the hidden entries {_highest(methods['hidden_log_likelihood'].mean(), table)} nats an entry.")
     spent = ", ".join(f"{seconds(time)} by {method}" for method, time in methods["seconds"].median().items())
     said.append(f"A run took {spent}{' (medians)' if len(table) > len(methods) else ''}.")
@@ -207,7 +207,7 @@ def _highest(means: pd.Series, table: pd.DataFrame) -> str:
 
 def _absence(method: str, why: str, scores: pd.Series) -> str:
     """Why a method has none of these scores. A score's own words on it begin with how it stands: "none: ", "unknown: "."""
-    names = {"log_likelihood": "log-likelihood", "elbo": "ELBO", "kl": "KL"}
+    names = {"log_likelihood": "log-likelihood", "elbo": "ELBO", "kl": "KL", "hidden_log_likelihood": "log-likelihood of hidden entries"}
     reason = why.partition(": ")[2] or "the result is not a finite number"
     return f"There is no {' and no '.join(names[s] for s in dict.fromkeys(scores))} for {method}: {reason}."
 
