@@ -202,7 +202,9 @@ def check(
     with terminal.progress("checking"):
         import ppvae
 
-        found = ppvae.check(ppvae.load(fit), _data(data, rescale, columns, context), draws=draws, seed=seed)
+        fitted, table = ppvae.load(fit), _data(data, rescale, columns, context)
+        _note_places(fitted, table, data)
+        found = ppvae.check(fitted, table, draws=draws, seed=seed)
         if report:
             from ppvae.report import page
 
@@ -267,6 +269,7 @@ def impute(
     """Fill in the missing entries of a table.
 
     Rows, columns and whatever is not missing stay as they are; the columns that the fit knows are found by their names.
+    What is not missing in a .csv file is copied to the letter; in a .parquet file made from it, what the fit does not know is text.
     With --draws the completed tables stand one below the other, the first N rows being draw 0; in an .npy file too, where the first
     column is the number of the draw: (draws * N, 1 + columns).
     Entries are assumed missing at random (MAR): whether one is may depend on what was observed, not on its own value.
@@ -276,21 +279,26 @@ def impute(
       ppvae impute air airquality --draws 20 --out imputed.parquet
     """
     from ppvae import tables, terminal
+    from ppvae.registry import load_frame
 
+    frame = load_frame(data)
     if out:
-        tables.check_destination(out)
+        tables.check_destination(out, frame)
     with terminal.progress("imputing"):
         import pandas as pd
 
         import ppvae
         from ppvae.imputation import read
-        from ppvae.registry import load_frame
 
-        fitted, frame = ppvae.load(fit), load_frame(data)
+        fitted = ppvae.load(fit)
         if draws is not None and "draw" in frame.columns:
             raise ValueError("the table has a column `draw` already, the name by which --draws tells tables apart: rename it")
         holed = ppvae.Data(frame, columns=_split(columns)) if columns else read(fitted, frame)
+        _note_places(fitted, holed, data)
         found = fitted.impute(holed, draws=draws, seed=seed, bootstrap=bootstrap)
+        kind = out.suffix.lower() if out else ".csv"
+        if kind != ".npy":
+            frame = tables.as_written(frame, Path(data), holed.columns, numbers=json or kind == ".parquet")
         if draws is None:
             filled = tables.completed(frame, holed.columns, found)
         else:
@@ -402,7 +410,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line: exit code 0, 1 where a law is broken, 2 with one sentence for a mistake, 130 where it was interrupted."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_: _note(str(message))
             code = app(args=(sys.argv[1:] if args is None else args) or ["--help"], prog_name="ppvae", standalone_mode=False)
     except typer.TyperException as error:
         code = _refuse(f"{error.format_message()} (see --help)")
@@ -413,6 +421,10 @@ def main(args: list[str] | None = None) -> None:
     except typer.Abort:
         code = 130
     sys.exit(code)
+
+
+def _note(sentence: str) -> None:
+    print(f"note: {sentence}", file=sys.stderr)
 
 
 def _refuse(sentence: str) -> int:
@@ -445,6 +457,16 @@ def _numbers(words: str | None) -> list[float] | None:
         return None if words is None else [float(word) for word in words.split(",")]
     except ValueError as error:
         raise ValueError(f"--context takes numbers with commas between, not {words!r}") from error
+
+
+def _note_places(fit: "Fit", data: "Data", source: str) -> None:
+    """Say so where a table's columns are taken for others by their position."""
+    from ppvae.messages import few
+
+    known = fit.trained_on.columns
+    if set(data.columns) != set(known):
+        data.matched(known)  # or refused
+        _note(f"{source}: {few(data.columns)} are read as {few(known)} by their position, for want of names")
 
 
 def _scored(fit: "Fit", data: "Data") -> "pd.DataFrame":

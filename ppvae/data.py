@@ -64,7 +64,8 @@ class Batch:
         mean = self.x.sum(0, dtype=torch.float64) / self.size
         products = torch.zeros_like(mean.outer(mean))
         for part in self.x.split(STRIP):
-            products += (part - mean).mT @ (part - mean)
+            centred = part - mean
+            products += centred.mT @ centred
         scale = products.diagonal().sqrt()
         scale = torch.where(scale > 0, scale, 1.0)  # columns count alike, so that small ones keep their digits
         correlation = products / scale.outer(scale)
@@ -239,11 +240,9 @@ class Data:
         unnamed = any(list(names) == numbered(len(names)) for names in (self.columns, columns))
         if unnamed and self.n_features == len(columns):
             return
-        sizes = f"the fit knows {len(columns)} features ({few(columns)}), the data have {self.n_features}"
-        lacking, besides = [c for c in columns if c not in self.columns], [c for c in self.columns if c not in columns]
-        apart = [f"are without {few(lacking)}"] * bool(lacking) + [f"have {few(besides)} besides"] * bool(besides)
-        difference = "" if unnamed else f", and {' and '.join(apart)}"
-        raise ValueError(f"{sizes}{difference}: rename or choose columns (columns=, --columns)")
+        if unnamed:
+            raise ValueError(f"{_sizes(self.columns, columns)}: give as many columns, in that order")
+        raise other_columns(self.columns, columns)
 
     def like(self, values: Tensor, columns: tuple[str, ...]) -> Tensor:
         """Values (..., D) of these columns in the order of this table; as they are where the names are not the same."""
@@ -346,6 +345,23 @@ class Summary:
         if not self.complete:
             x[0, 0] = np.nan
         return Data(x, context, self.columns, self.name, image_shape=self.image_shape)
+
+
+def other_columns(columns: Sequence[str], known: Sequence[str]) -> ValueError:
+    """The error for columns that are not those that a fit knows.
+
+    >>> str(other_columns(["age", "SBP"], ["age", "sbp"]))
+    'the fit knows 2 features (age and sbp), the data have 2, and are without sbp and have SBP besides: rename SBP to sbp'
+    """
+    lacking, besides = [c for c in known if c not in columns], [c for c in columns if c not in known]
+    apart = [f"are without {few(lacking)}"] * bool(lacking) + [f"have {few(besides)} besides"] * bool(besides)
+    near = [f"{other} to {name}" for name in lacking for other in besides if other.strip().casefold() == name.strip().casefold()]
+    remedy = f"rename {few(near)}" if near else "rename or choose columns (columns=, --columns)"
+    return ValueError(f"{_sizes(columns, known)}, and {' and '.join(apart)}: {remedy}")
+
+
+def _sizes(columns: Sequence[str], known: Sequence[str]) -> str:
+    return f"the fit knows {len(known)} features ({few(known)}), the data have {len(columns)}"
 
 
 def check_share(what: str, value: object) -> None:

@@ -5,6 +5,7 @@ What is not a table of numbers is refused in one sentence that names the place a
 
 import csv
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,10 +73,28 @@ def read_frame(path: Path) -> pd.DataFrame:
     return frame.set_axis(column_names(frame), axis=1)
 
 
+def as_written(frame: pd.DataFrame, path: Path, columns: Sequence[str], *, numbers: bool) -> pd.DataFrame:
+    """`frame`, as `read_frame` took it from `path`, but each entry and name of a .csv as text, to the letter; of another file, `frame`.
+
+    columns: those that are known to hold numbers. They keep their names, their missing entries are missing, and with `numbers` they stay
+    numbers.
+    """
+    if path.suffix.lower() != ".csv":
+        return frame
+    written = _read_csv(path, to_the_letter=True)
+    for place, name in enumerate(frame.columns):
+        if name in columns:
+            column = frame.iloc[:, place]
+            written.isetitem(place, column.array if numbers else written.iloc[:, place].where(column.notna().array))
+    names = zip(frame.columns, written.columns, strict=True)
+    return written.set_axis([name if name in columns else own for name, own in names], axis=1)
+
+
 def completed(frame: pd.DataFrame, columns: Sequence[str], values: np.ndarray) -> pd.DataFrame:
     """`frame` with the missing entries of `columns` taken from `values` (N, D); rows, other columns and their dtypes as they were.
 
-    A column of whole numbers or booleans whose missing entries are filled in becomes one of real numbers, of its kind (Int64: Float64).
+    A column of whole numbers or booleans whose missing entries are filled in becomes one of real numbers, of its kind (Int64: Float64);
+    one of text (`as_written`) stays text, with all digits of what is filled in.
 
     >>> completed(pd.DataFrame({"a": [1, 2], "b": [0.5, None]}), ["a", "b"], np.array([[1.0, 0.5], [2.0, 0.7]])).to_dict("list")
     {'a': [1, 2], 'b': [0.5, 0.7]}
@@ -85,7 +104,9 @@ def completed(frame: pd.DataFrame, columns: Sequence[str], values: np.ndarray) -
         place = names.index(name)
         column = frame.iloc[:, place]
         missing = column.isna()
-        if missing.any():
+        if isinstance(column.dtype, pd.StringDtype):
+            frame.isetitem(place, column.where(~missing, [repr(value) for value in filled.tolist()]))
+        elif missing.any():
             values = np.where(missing, filled, _numbers(column))
             frame.isetitem(place, pd.Series(values, frame.index, dtype=_float_like(column.dtype)))
     return frame
@@ -100,14 +121,18 @@ def _float_like(dtype) -> Any:
     return "Float64" if types.is_extension_array_dtype(dtype) else np.float64
 
 
-def check_destination(path: Path) -> None:
-    """Raise ValueError for a place where `write_table` could not write a new file."""
+def check_destination(path: Path, frame: pd.DataFrame | None = None) -> None:
+    """Raise ValueError for a place where `write_table` could not write a new file, or not this frame."""
     if path.suffix.lower() not in (".csv", ".npy", ".parquet"):
         raise ValueError(f"cannot write {path.name}: name a .csv, .npy or .parquet file")
     if path.exists():
         raise ValueError(f"{path} exists already: choose another name, or remove it first")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} in: make it first")
+    if frame is not None and path.suffix.lower() == ".npy":
+        words = [name for place, name in enumerate(column_names(frame)) if not _is_numeric(frame.iloc[:, place])]
+        if words:
+            raise ValueError(f"an .npy file holds numbers only, and the table has others in {few(words)}: write a .csv or .parquet file")
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -115,7 +140,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 
     Raises ValueError where `check_destination` does.
     """
-    check_destination(path)
+    check_destination(path, frame)
     with TemporaryDirectory(dir=path.absolute().parent) as scratch:
         made = Path(scratch) / path.name
         if path.suffix.lower() == ".csv":
@@ -239,7 +264,7 @@ def _read_file(path: Path) -> pd.DataFrame | np.ndarray:
     if reader is None:
         raise ValueError(f"cannot read {path.name}: save the table as {', '.join(readers)}")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path.name} is empty")
+        raise ValueError(f"{path.name} is empty: save the table in it again")
     try:
         return reader(path)
     except (ValueError, EOFError, OSError, csv.Error) as error:
@@ -247,23 +272,37 @@ def _read_file(path: Path) -> pd.DataFrame | np.ndarray:
         raise ValueError(f"{path.name} cannot be read as a {path.suffix.lower()} table: {reason}") from error
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = (row for row in csv.reader(file, skipinitialspace=True) if row)
-        first, second = next(rows, [""]), next(rows, [])
+def _read_csv(path: Path, *, to_the_letter: bool = False) -> pd.DataFrame:
+    """A .csv's numbers and words, or with `to_the_letter` the text of its entries and names."""
+    first, second = _first_rows(path, skipinitialspace=True)
+    for mark, name in {";": "semicolons", "\t": "tabs"}.items():
+        if len(first) == 1 and mark in first[0] and mark in ",".join(second):
+            raise ValueError(f"{name} stand between its fields: write commas there, and a point in numbers")
     if len(second) > len(first):  # pandas would take the first fields for row labels
-        raise ValueError(f"its first row has {len(first)} fields and the next one {len(second)}")
+        raise ValueError(
+            f"its first rows have {len(first)} and {len(second)} fields: give each row as many, a text that holds a comma in quotes"
+        )
     header = _is_header(first)
     if header:
         _check_names([name for name in first if name], "its header")
-    return pd.read_csv(
-        path,
-        header=0 if header else None,
-        index_col=0 if header and first[0] == "" else None,
-        skipinitialspace=True,
-        low_memory=False,  # one dtype a column, not one a chunk
-        float_precision="round_trip",
-    )
+    layout: dict[str, Any] = {"header": 0 if header else None, "index_col": 0 if header and first[0] == "" else None}
+    if not to_the_letter:
+        # One dtype a column, not one a chunk.
+        return pd.read_csv(path, **layout, skipinitialspace=True, low_memory=False, float_precision="round_trip")
+    # Spaces before a quote do not belong to the text that it begins.
+    spaced = re.search(r', +"', path.read_text(encoding="utf-8-sig")) is not None
+    frame = pd.read_csv(path, **layout, skipinitialspace=spaced, dtype=str, keep_default_na=False)
+    if not header:
+        return frame
+    names = _first_rows(path, skipinitialspace=spaced)[0]  # pandas gives names of its own to columns without
+    return frame.set_axis(names[len(names) - frame.shape[1] :], axis=1)
+
+
+def _first_rows(path: Path, *, skipinitialspace: bool) -> tuple[list[str], list[str]]:
+    """The fields of the first two rows of a .csv that are not empty."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = (row for row in csv.reader(file, skipinitialspace=skipinitialspace) if row)
+        return next(rows, [""]), next(rows, [])
 
 
 def _is_header(first: list[str]) -> bool:
@@ -303,9 +342,9 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 def _check_size(shape: tuple[int, ...], where: str) -> None:
     if shape[0] == 0:
-        raise ValueError(f"{where} has no rows")
+        raise ValueError(f"{where} has no rows: give at least one")
     if 0 in shape:
-        raise ValueError(f"{where} has no columns")
+        raise ValueError(f"{where} has no columns: give at least one")
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
@@ -318,11 +357,18 @@ def _check_numeric(frame: pd.DataFrame, names: Sequence[str], where: str) -> Non
     """Refuse columns of text, dates, categories, complex numbers or mixed objects, by name and with an example."""
     bad = [i for i in range(len(names)) if not _is_numeric(frame.iloc[:, i])]
     if bad:
-        values = frame.iloc[:, bad[0]].dropna()
-        example = next((value for value in values if not _is_number(str(value))), values.iloc[0])
+        column = frame.iloc[:, bad[0]].dropna()
+        words = (value for value in column if not _is_number(str(value)))
+        example = next(words, column.iloc[0] if len(column) else None)
+        if types.is_timedelta64_dtype(column.dtype):
+            remedy = "count it in seconds, .dt.total_seconds()"
+        elif _is_number(str(example)):
+            remedy = "it is a category or text column of numbers, so use .astype(float)"
+        else:
+            remedy = "encode it as numbers, leave missing values empty"
         raise ValueError(
             f"{where} has something other than real numbers in {few(names[i] for i in bad)} (such as {str(example)!r}): "
-            "encode it as numbers, leave missing values empty, or name the columns to take (columns=, --columns)"
+            f"{remedy}, or name the columns to take (columns=, --columns)"
         )
 
 

@@ -66,7 +66,7 @@ def say(*sentences: str) -> None:
 
 
 def show_json(content: dict[str, Any]) -> None:
-    """Print one JSON object; a DataFrame becomes a list of rows, and what is not a finite number becomes null."""
+    """Print one JSON object; a DataFrame becomes a list of rows, what is not a finite number null, and a date its ISO form."""
     print(json.dumps({key: rows(value) if isinstance(value, pd.DataFrame) else value for key, value in content.items()}, allow_nan=False))
 
 
@@ -113,7 +113,9 @@ def _console() -> Console:
 
 def _plain(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
-    return None if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)) else value
+    if value is pd.NA or value is pd.NaT or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value.isoformat() if hasattr(value, "isoformat") else value
 
 
 def _name(column: object) -> str:

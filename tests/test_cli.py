@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import resource
 import subprocess
 import sys
@@ -84,6 +85,14 @@ def geyser(tmp_path_factory):
     """A saved fit of two components to Old Faithful."""
     folder = tmp_path_factory.mktemp("fits") / "geyser"
     ppvae.fit(ppvae.load_model("gmm", n_components=2), ppvae.load_data("faithful"), ppvae.EM()).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def air(tmp_path_factory):
+    """A saved fit of one latent direction to the air of New York."""
+    folder = tmp_path_factory.mktemp("fits") / "air"
+    ppvae.fit(ppvae.load_model("ppca", n_latents=1), ppvae.load_data("airquality")).save(folder)
     return folder
 
 
@@ -201,10 +210,42 @@ def test_impute_fills_the_holes_and_nothing_else(run, tmp_path):
     assert "the fit knows 4 features" in run("impute air faithful").err
     holes.rename(columns={"Temp": "Temperature"}).to_csv("renamed.csv")
     assert "are without Temp" in run("impute air renamed.csv").err
+    holes.rename(columns={"Temp": "temp"}).to_csv("small.csv")
+    assert "the data have 5, and are without Temp and have temp and kind besides: rename temp to Temp" in run("impute air small.csv").err
     holes.rename(columns={"kind": "draw"}).to_csv("drawn.csv")
     assert "column `draw` already" in run("impute air drawn.csv --draws 2").err
     assert "draws=20" in run("impute air holes.csv --bootstrap").err
     assert "exists already" in run("impute air holes.csv --out holes.csv").err
+
+
+def test_impute_copies_a_csv_to_the_letter(run, air, tmp_path):
+    text = "code,Temp,Wind,Ozone,Solar.R, note\n001,67.0,7.40,31,190, NA \n1E10,70,?,30,100,\n"
+    (tmp_path / "codes.csv").write_text(text.replace("?", ""))
+    filled = run(f"impute {air} codes.csv").out
+    assert re.fullmatch(re.escape(text).replace(re.escape("?"), r"\d+\.\d+"), filled)
+    ran = run(f"impute {air} codes.csv --out codes.parquet --json")
+    assert [row["code"] for row in json.loads(ran.out)["table"]] == ["001", "1E10"]
+    written = pd.read_parquet("codes.parquet")
+    assert (written["code"].tolist(), written["Temp"].tolist()) == (["001", "1E10"], [67, 70])
+
+
+def test_impute_takes_dates_and_says_where_they_have_no_place(run, air):
+    dated = ppvae.load_data("airquality").frame().assign(day=pd.Timestamp("2020-01-02"))
+    dated.to_parquet("dated.parquet")
+    dated.to_csv("dated.csv", index=False)
+    drawn = json.loads(run(f"impute {air} dated.parquet --draws 2 --json").out)["table"]
+    assert {row["day"] for row in drawn} == {"2020-01-02T00:00:00"}
+    for table in ("dated.parquet", "dated.csv"):
+        assert "numbers only, and the table has others in day: write a .csv" in run(f"impute {air} {table} --out numbers.npy").err
+
+
+def test_what_is_read_by_position_is_said(run, air, tmp_path):
+    (tmp_path / "nameless.csv").write_text("41,190,7.4,67\n,100,8.5,70\n")
+    for words in (f"impute {air} nameless.csv", f"check {air} nameless.csv --draws 2"):
+        said = run(words).err.splitlines()
+        assert "nameless.csv: x0, x1, x2 and x3 are read as Ozone, Solar.R, Wind and Temp by their position" in said[0]
+    np.save("two.npy", np.eye(2))
+    assert "the data have 2: give as many columns, in that order" in run(f"impute {air} two.npy").err
 
 
 def test_a_conditional_model_gets_its_context(run):
@@ -272,7 +313,7 @@ def tables(tmp_path):
         ("fit gmm junk.csv --out q", "junk.csv cannot be read as a .csv table"),
         ("fit gmm text.csv --out q", "text.csv has something other than real numbers in kind (such as 'x')"),
         ("fit gmm inf.csv --out q", "inf.csv holds inf in b"),
-        ("fit gmm hole.csv --out q", "no entry of column hole is observed"),
+        ("fit gmm hole.csv --out q", "no entry is observed in hole"),
         ("fit gmm constant.csv --out q", "where a column is constant (same)"),
         ("fit gmm two.csv --set n_components=3 --out q", "3 components need at least as many rows"),
         ("fit ppca good.csv --set n_latents=3 --out q", "n_latents=3 must be below the number of features, 3"),

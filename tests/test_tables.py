@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from ppvae.tables import completed, read_frame, read_table, write_table
+from ppvae.tables import as_written, completed, read_frame, read_table, write_table
 
 nan = float("nan")
 
@@ -67,13 +67,16 @@ def test_columns_name_an_array_and_choose_from_a_frame():
         (pd.DataFrame({"kind": ["1", "x"], "n": [1, 2]}), "in kind .such as 'x'.*--columns"),
         (pd.DataFrame({"day": pd.to_datetime(["2020-01-01"])}), "other than real numbers in day"),
         (pd.DataFrame({"kind": pd.Categorical(["a"])}), "other than real numbers in kind"),
+        (pd.DataFrame({"age": pd.Categorical([1, 2])}), "in age .such as '1'.: .* use .astype.float., or name"),
+        (pl.DataFrame({"age": ["1.5", None]}), "use .astype.float., or name"),
+        (pd.DataFrame({"stay": pd.to_timedelta([1, 2], unit="D")}), r"in stay .*\.dt\.total_seconds\(\), or name"),
         (pl.DataFrame({"kind": ["a", None]}), "other than real numbers in kind"),
         (np.ones(2) * 1j, "other than real numbers in x0"),
         (torch.ones(2) * 1j, "other than real numbers in x0"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "more than one column called a"),
         ([[1, 2], [-np.inf, 3]], "inf in x0 .first in row 1.*NaN"),
-        (np.zeros((0, 2)), "no rows"),
-        (np.zeros((2, 0)), "no columns"),
+        (np.zeros((0, 2)), "no rows: give at least one"),
+        (np.zeros((2, 0)), "no columns: give at least one"),
         (np.zeros((2, 2, 2, 2)), r"shape \(2, 2, 2, 2\)"),
         ({"a": 1}, "cannot read a dict"),
     ],
@@ -126,6 +129,29 @@ def test_a_frame_is_written_and_read_as_it_was(tmp_path, name):
         (tmp_path / name).unlink()
 
 
+@pytest.mark.parametrize("hole", ["", "NA"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "code,age,price, sp,\n001,43,1.10, a ,NA\n1E10,?,TRUE,,\n",
+        ",age,flag\n07,?,0020\nNA,43.50,9007199254740993\n",
+        'age,site\n4,"so,uth"\n?,"a ""b"""\n',
+    ],
+    ids=["codes", "row labels", "quotes"],
+)
+def test_a_csv_is_completed_to_the_letter(tmp_path, text, hole):
+    """Only the hole in `age`, here "?", is filled; where that is to be a number, the other columns still are text."""
+    path = tmp_path / "table.csv"
+    path.write_text(text.replace("?", hole))
+    frame, value = read_frame(path), 0.1 + 0.2
+    ages = frame[["age"]].fillna(value).to_numpy()
+    write_table(completed(as_written(frame, path, ["age"], numbers=False), ["age"], ages), tmp_path / "done.csv")
+    assert (tmp_path / "done.csv").read_text() == text.replace("?", repr(value))
+    numbers = completed(as_written(frame, path, ["age"], numbers=True), ["age"], ages)
+    assert numbers["age"].tolist() == ages[:, 0].tolist()
+    assert all(isinstance(dtype, pd.StringDtype) for dtype in numbers.drop(columns="age").dtypes)
+
+
 def test_only_holes_are_completed():
     frame = pd.DataFrame({"a": [1, 2], "b": pd.array([True, None], "boolean"), "c": np.array([0.5, nan], np.float32)})
     filled = completed(frame, ["a", "c"], np.array([[9.0, 9.0], [9.0, 0.25]]))
@@ -159,13 +185,13 @@ def test_a_completed_column_holds_real_numbers_of_its_own_kind(holed, filled):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.csv", b"", "a.csv is empty"),
+        ("a.csv", b"", "a.csv is empty: save the table in it again"),
         ("a.csv", b"\n\n", "a.csv cannot be read"),
         ("a.csv", b"a,b\n", "a.csv has no rows"),
         ("a.csv", b"a,a\n1,2\n", "more than one column called a"),
-        ("a.csv", b"a,b\n1,2,3\n", "first row has 2 fields and the next one 3"),
+        ("a.csv", b"a,b\n1,2,3\n", "first rows have 2 and 3 fields"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", "Expected 2 fields in line 3, saw 3"),
-        ("a.csv", b"a;b\n1;2\n", "other than real numbers in a;b"),
+        ("a.csv", b"a;b\n1;2\n", "semicolons stand between its fields: write commas"),
         ("a.csv", b"a,b\n1,?\n", r"in b \(such as '\?'\)"),
         ("a.csv", b"a,b\n1,-inf\n", "inf in b"),
         ("a.csv", b"\x89PNG\x00\xff", "a.csv cannot be read as a .csv table"),
