@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from ppvae.criticism.predictive import posterior_draws
-from ppvae.data import Batch, Data, as_data, check_share
+from ppvae.data import Batch, Data, as_data, check_share, other_columns
 from ppvae.distributions import MaskedNormal
 from ppvae.inference.method import seeded
 from ppvae.options import taken
@@ -129,7 +129,10 @@ def _draw(fn: pyro.distributions.TorchDistribution, x: Tensor) -> Tensor:
 
 def read(fit: "Fit", source: Any) -> Data:
     """A table to be imputed; of a frame, those of its columns that the fit knows, if there are any."""
-    known = [name for name in column_names(source) if name in fit.trained_on.columns]
+    names = column_names(source)
+    known = [name for name in names if name in fit.trained_on.columns]
+    if known and len(known) < len(fit.trained_on.columns):
+        raise other_columns(names, fit.trained_on.columns)
     return Data(source, columns=known) if known else as_data(source)
 
 
