@@ -86,7 +86,7 @@ def as_written(frame: pd.DataFrame, path: Path, columns: Sequence[str], *, numbe
         if name in columns:
             column = frame.iloc[:, place]
             written.isetitem(place, column.array if numbers else written.iloc[:, place].where(column.notna().array))
-    names = zip(frame.columns, written.columns, strict=True)
+    names = zip(frame.columns, column_names(written), strict=True)
     return written.set_axis([name if name in columns else own for name, own in names], axis=1)
 
 
