@@ -23,7 +23,7 @@ from ppvae.inference.method import Method, Progress
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.model import Model
-from ppvae.options import taken
+from ppvae.options import counted
 from ppvae.scores import Scores
 
 if TYPE_CHECKING:
@@ -224,9 +224,7 @@ def compare(
     >>> found.table.gap_to_best.round(6).tolist()
     [0.0, 0.0]
     """
-    seeds = taken(seeds, int, "seeds")
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, not {seeds}")
+    seeds = counted(seeds, "seeds")
     data = as_data(data)
     model.check(data)
     train, held = (data, None) if holdout == 0 else data.split(holdout)

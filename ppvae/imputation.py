@@ -21,7 +21,7 @@ from ppvae.criticism.predictive import posterior_draws
 from ppvae.data import Batch, Data, as_data, check_share, other_columns
 from ppvae.distributions import MaskedNormal
 from ppvae.inference.method import seeded
-from ppvae.options import taken
+from ppvae.options import counted
 from ppvae.program.joint import in_draws, latent_sites, log_joint, log_joint_given_shared, random_sites
 from ppvae.scores import warn_of_few
 from ppvae.tables import column_names, completed
@@ -140,7 +140,7 @@ def impute(fit: "Fit", source: Any, draws: int | None, seed: int, bootstrap: boo
     """What `fit.impute` gives: the means in the form of `source`, or `draws` tables (M, N, D) in the order of its columns."""
     if draws is None and bootstrap:
         raise ValueError("bootstrap draws the parameters of each table: say how many tables, draws=20")
-    draws = None if draws is None else _counted(draws, 1)
+    draws = None if draws is None else counted(draws, "draws")
     own = read(fit, source)
     data = fit.take(own)
     with seeded(seed, fit.device):
@@ -168,14 +168,6 @@ def warn_of_far(fit: "Fit", filled: Tensor, data: Data) -> None:
         f"{data.columns[column]} of row {row} is imputed {distance[table, row, column]:.3g} standard deviations from its mean: {reason}",
         stacklevel=4,
     )
-
-
-def _counted(draws: object, least: int) -> int:
-    """A number of draws. Raises ValueError for what is none, and for fewer than `least`."""
-    number = taken(draws, int, "draws")
-    if number < least:
-        raise ValueError(f"draws must be at least {least}, not {draws}")
-    return number
 
 
 def conditional_mean(fit: "Fit", data: Data) -> tuple[Tensor, Tensor]:
@@ -328,7 +320,7 @@ def coverage(
     """
     if fit.model.no_density:
         raise ValueError(f"no coverage: {fit.model.no_density}")
-    draws = _counted(draws, 1)
+    draws = counted(draws, "draws")
     levels = _levels(levels, draws)
     data = fit.take(data)
     with seeded(seed, data.device):

@@ -108,6 +108,18 @@ def taken(value: Any, kind: Any, what: str, words: bool = False) -> Any:
         raise ValueError(f"{what} must be {_spoken(kind)}, not {value!r}") from error
 
 
+def counted(value: Any, what: str, least: int = 1) -> int:
+    """A number of things. Raises ValueError, beginning with `what`, for what is none, and for fewer than `least`.
+
+    >>> counted(1e3, "draws")
+    1000
+    """
+    number = taken(value, int, what)
+    if number < least:
+        raise ValueError(f"{what} must be at least {least}, not {value}")
+    return number
+
+
 def _kinds(cls: type) -> dict[str, Any]:
     """The annotations of a class; as they stand where they name what only a type checker sees."""
     try:

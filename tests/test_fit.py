@@ -125,7 +125,7 @@ def test_samples(ppca, iris):
     marginal = ppca.params["loadings"] @ ppca.params["loadings"].T + ppca.params["noise_variance"] * np.eye(4)
     spread = np.sqrt(np.outer(np.diag(marginal), np.diag(marginal)))
     assert (np.abs(np.cov(draws.T) - marginal) < 4 * spread * np.sqrt(2 / 5000)).all()
-    with pytest.raises(ValueError, match="sample needs n >= 1, not 0"):
+    with pytest.raises(ValueError, match="sample: n must be at least 1, not 0"):
         ppca.sample(0)
 
 

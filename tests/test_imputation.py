@@ -142,8 +142,9 @@ class TestDraws:
     @pytest.mark.parametrize("draws", [2.5, "5", True, 0])
     def test_draws_are_counted(self, draws):
         fit = ppvae.fit(PPCA(1), ppvae.load_data("iris"))
-        with pytest.raises(ValueError, match="draws must be "):
-            fit.impute(ppvae.load_data("iris"), draws=draws)
+        for ask in (fit.impute, fit.log_likelihood, fit.elbo, fit.kl, fit.replicate):
+            with pytest.raises(ValueError, match=r"^draws must be "):
+                ask(ppvae.load_data("iris"), draws=draws)
         with pytest.raises(ValueError, match="draws=20"):
             fit.impute(ppvae.load_data("iris"), bootstrap=True)
 

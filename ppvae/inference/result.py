@@ -17,7 +17,7 @@ from ppvae.exact import Exact, ExactGuide, Posterior, kl
 from ppvae.inference.method import Method, seeded
 from ppvae.messages import unknown
 from ppvae.model import Model
-from ppvae.options import taken
+from ppvae.options import counted
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.given import rows_log_likelihood
@@ -100,8 +100,7 @@ class Fit:
         draws: 1000 by default, or all that a sampler drew; fewer of a sampler's are taken at random, each at most once. Raises ValueError
         for more than a sampler drew.
         """
-        if draws is not None and taken(draws, int, "draws") < 1:
-            raise ValueError(f"draws must be at least 1, not {draws}")
+        draws = None if draws is None else counted(draws, "draws")
         if not self.shared:
             return {}
         if isinstance(self.guide, Draws):
@@ -138,9 +137,10 @@ class Fit:
     def log_likelihood(self, data: object, draws: int = 1000, seed: int = 0) -> Scores:
         """(N,) nats per row, log p(x_n | theta) of the observed entries: exact where the model is, else importance-sampled (`.how`).
 
-        Where all rows share latents: the posterior predictive density of each row, log E_q p(x_n | shared).
+        Where all rows share latents: the posterior predictive density of each row, log E_q p(x_n | shared). Raises ValueError, as all that
+        takes `draws` does, for a number of them that is not whole, or below 1.
         """
-        data = self.take(data)
+        data, draws = self.take(data), counted(draws, "draws")
         if self.exact is not None:
             return Scores(exact_log_marginal(self.exact, self.theta, data))
         if self.shared and not self.encodes:
@@ -153,7 +153,7 @@ class Fit:
 
     def elbo(self, data: object, draws: int = 100, seed: int = 0) -> Scores:
         """(N,) nats per row, the evidence lower bound under this fit's guide: exact where the KL is, else Monte Carlo."""
-        data = self.take(data)
+        data, draws = self.take(data), counted(draws, "draws")
         divergence = self._exact_kl(data)
         if divergence is not None and self.exact is not None:
             return Scores(exact_log_marginal(self.exact, self.theta, data) - divergence)
@@ -170,7 +170,7 @@ class Fit:
 
     def kl(self, data: object, draws: int = 100, seed: int = 0) -> Scores:
         """(N,) nats per row, KL(q(latents | x) || p(latents | x)): exact, or log-likelihood less ELBO with the error of both."""
-        data = self.take(data)
+        data, draws = self.take(data), counted(draws, "draws")
         divergence = self._exact_kl(data)
         if divergence is not None:
             return Scores(divergence)
@@ -271,9 +271,7 @@ class Fit:
         """
         from ppvae.criticism.predictive import blank_batch, prior_predictive
 
-        n = taken(n, int, "sample: n")
-        if n < 1:
-            raise ValueError(f"sample needs n >= 1, not {n}")
+        n = counted(n, "sample: n")
         batch = blank_batch(n, len(self.trained_on.columns), self.dtype, self.device, self._context(context, n))
         return prior_predictive(self.model, self.theta, batch, seed=seed, guide=self.guide)["x"][0].cpu().numpy()
 
@@ -321,7 +319,7 @@ class Fit:
         """(draws, N, D) replicated data sets: for the "same" rows (latents from the posterior) or for "new" ones (from the prior)."""
         from ppvae.criticism.predictive import posterior_predictive, prior_predictive
 
-        batch = self.take(data).batch()
+        batch, draws = self.take(data).batch(), counted(draws, "draws")
         if rows == "same":
             return posterior_predictive(self.model, self.theta, batch, draws, seed, self.guide)["x"].cpu().numpy()
         if rows == "new":
