@@ -85,7 +85,7 @@ def as_written(frame: pd.DataFrame, path: Path, columns: Sequence[str], *, numbe
     for place, name in enumerate(frame.columns):
         if name in columns:
             column = frame.iloc[:, place]
-            written.isetitem(place, column.array if numbers else written.iloc[:, place].where(column.notna().array))
+            written.isetitem(place, column.array if numbers else written.iloc[:, place].where(column.notna().to_numpy()).array)
     names = zip(frame.columns, column_names(written), strict=True)
     return written.set_axis([name if name in columns else own for name, own in names], axis=1)
 
@@ -105,7 +105,7 @@ def completed(frame: pd.DataFrame, columns: Sequence[str], values: np.ndarray) -
         column = frame.iloc[:, place]
         missing = column.isna()
         if isinstance(column.dtype, pd.StringDtype):
-            frame.isetitem(place, column.where(~missing, [repr(value) for value in filled.tolist()]))
+            frame.isetitem(place, column.where(~missing, [repr(value) for value in filled.tolist()]).array)
         elif missing.any():
             values = np.where(missing, filled, _numbers(column))
             frame.isetitem(place, pd.Series(values, frame.index, dtype=_float_like(column.dtype)))

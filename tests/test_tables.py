@@ -152,6 +152,12 @@ def test_a_csv_is_completed_to_the_letter(tmp_path, text, hole):
     assert all(isinstance(dtype, pd.StringDtype) for dtype in numbers.drop(columns="age").dtypes)
 
 
+def test_a_csv_without_header_is_written_with_the_names_it_was_read_by(tmp_path):
+    (tmp_path / "table.csv").write_text("1,2.50\n,4\n")
+    written = as_written(read_frame(tmp_path / "table.csv"), tmp_path / "table.csv", ["x0"], numbers=False)
+    assert written.fillna("").to_dict("list") == {"x0": ["1", ""], "x1": ["2.50", "4"]}
+
+
 def test_only_holes_are_completed():
     frame = pd.DataFrame({"a": [1, 2], "b": pd.array([True, None], "boolean"), "c": np.array([0.5, nan], np.float32)})
     filled = completed(frame, ["a", "c"], np.array([[9.0, 9.0], [9.0, 0.25]]))
