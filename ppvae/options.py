@@ -108,15 +108,15 @@ def taken(value: Any, kind: Any, what: str, words: bool = False) -> Any:
         raise ValueError(f"{what} must be {_spoken(kind)}, not {value!r}") from error
 
 
-def counted(value: Any, what: str, least: int = 1) -> int:
-    """A number of things. Raises ValueError, beginning with `what`, for what is none, and for fewer than `least`.
+def counted(value: Any, what: str) -> int:
+    """A number of things. Raises ValueError, beginning with `what`, for what is no whole number, and for fewer than 1.
 
     >>> counted(1e3, "draws")
     1000
     """
     number = taken(value, int, what)
-    if number < least:
-        raise ValueError(f"{what} must be at least {least}, not {value}")
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1, not {value}")
     return number
 
 

@@ -335,8 +335,9 @@ class Fit:
         is observed in some of them. Of a frame, columns that the fit does not know stay as they are, text too.
 
         For models without closed forms both are weighted by importance: `imputation_sample_size` says on how many effective draws each row
-        rests, and a warning comes where they are too few. Raises ValueError for columns that are not the fit's, for `draws` that are no
-        whole number, and for a model whose distribution of a row has no mean or cannot be conditioned on a part of it.
+        rests, and a warning comes where they are too few; another, where an entry is imputed more than 20 times as far from its column's
+        mean as anything in its row was observed (in standard deviations). Raises ValueError for columns that are not the fit's, for `draws`
+        that are no whole number, and for a model whose distribution of a row has no mean or cannot be conditioned on a part of it.
         """
         from ppvae.imputation import impute
 
