@@ -12,12 +12,20 @@ from torch.distributions.transforms import IndependentTransform
 def bijection(support: constraints.Constraint) -> Transform:
     """The bijection from unconstrained values onto `support`; torch has none onto positive definite matrices.
 
+    Raises ValueError for a support that has none, such as the whole numbers.
+
     >>> bijection(constraints.positive)(torch.zeros(2))
     tensor([1., 1.])
     """
     if isinstance(support, type(constraints.independent(constraints.real, 1))):
         return IndependentTransform(bijection(support.base_constraint), support.reinterpreted_batch_ndims)
-    return PositiveDefinite() if isinstance(support, type(constraints.positive_definite)) else biject_to(support)
+    if isinstance(support, type(constraints.positive_definite)):
+        return PositiveDefinite()
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        kind = "a discrete latent takes infer={'enumerate': 'parallel'}, or a guide of your own" if support.is_discrete else "give a guide"
+        raise ValueError(f"a latent whose support is {support} has no Gaussian guide: {kind}") from error
 
 
 def free_shape(event_shape: torch.Size, support: constraints.Constraint) -> torch.Size:

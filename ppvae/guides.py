@@ -123,11 +123,11 @@ class Amortized(nn.Module):
             n_features, hidden = images.n_outputs, ()
         self.heads = nn.ModuleDict()
         self.shapes: dict[str, tuple[torch.Size, constraints.Constraint]] = {}
-        self.discrete: list[str] = []
+        self.discrete: dict[str, constraints.Constraint] = {}
         for name, site in sites.items():
             fn, summed = site["fn"], site["infer"].get("enumerate") == "parallel"
             if fn.has_enumerate_support and not (summed and not guided_component):
-                self.discrete.append(name)
+                self.discrete[name] = fn.support
                 self.heads[name] = perceptron(n_features, hidden, fn.enumerate_support(expand=False).shape[0])
             elif not fn.has_enumerate_support:
                 self.shapes[name] = (fn.event_shape, fn.support)
@@ -138,7 +138,9 @@ class Amortized(nn.Module):
         with batch.rows:
             for name, head in self.heads.items():
                 if name in self.discrete:
-                    pyro.sample(name, dist.Categorical(logits=head(features)), infer={"enumerate": "parallel"})
+                    logits, coin = head(features), self.discrete[name] is constraints.boolean
+                    weights = dist.Bernoulli(logits=logits[:, 1] - logits[:, 0]) if coin else dist.Categorical(logits=logits)
+                    pyro.sample(name, weights, infer={"enumerate": "parallel"})
                 else:
                     loc, spread = head(features)
                     pyro.sample(name, gaussian(loc, spread, *self.shapes[name]))

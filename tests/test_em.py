@@ -116,7 +116,7 @@ def test_a_component_on_two_identical_rows_stops_at_its_floor(covariance, accele
     fit = ppvae.fit(GMM(2, covariance=covariance), x, ppvae.EM(max_steps=500, acceleration=acceleration), init=init)
     assert_climbed(fit)
     assert not fit.converged
-    assert "where the likelihood has no maximum: try more rows, another seed, fewer components or a covariance" in fit.status
+    assert "below which the likelihood may rise on: try more rows, another seed, fewer components or a covariance" in fit.status
     assert "raise max_steps" not in fit.status
 
 

@@ -1,8 +1,10 @@
 """Guides: each family on each kind of site, and what the encoder sees."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -158,3 +160,30 @@ def test_unit_tril():
     found = guides.unit_tril(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0]))
     assert found.tolist() == [[1, 0, 0], [4, 2, 0], [5, 6, 3]]
     assert constraints.lower_cholesky.check(found)
+
+
+@dataclass(frozen=True)
+class Discrete(Model):
+    """x is near 0 or near 1 of its latent's values."""
+
+    coin: bool = True
+
+    def init(self, data, generator):
+        return Parameters(mean=torch.zeros_like(data.mean))
+
+    def model(self, theta, batch):
+        chance = batch.x.new_tensor(0.5)
+        with batch.rows:
+            z = pyro.sample("z", dist.Bernoulli(chance) if self.coin else dist.Poisson(chance))
+            pyro.sample("x", dist.Normal(theta.mean + z.unsqueeze(-1), 0.1).to_event(1), obs=batch.x)
+
+
+def test_a_coin_has_a_guide_and_a_count_is_refused():
+    random = np.random.default_rng(0)
+    data = ppvae.Data(random.integers(0, 2, (40, 1)) + 0.1 * random.standard_normal((40, 1)))
+    fit = ppvae.fit(Discrete(), data, ppvae.SVI(steps=300))
+    # Log p(x) is known by summing both sides of the coin; guessed right, the guide loses next to nothing.
+    sides = [dist.Normal(torch.tensor(fit.params["mean"]) + side, 0.1).log_prob(data.x).sum(-1) - math.log(2) for side in (0, 1)]
+    assert float(torch.stack(sides).logsumexp(0).mean()) - float(fit.elbo(data).mean()) < 0.05
+    with pytest.raises(ValueError, match=r"support is IntegerGreaterThan.*enumerate"):
+        ppvae.fit(Discrete(coin=False), data, ppvae.SVI(steps=2))

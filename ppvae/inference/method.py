@@ -101,7 +101,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[torch.Gene
 
 
 def floor_warning(model: Model, theta: Parameters) -> str | None:
-    """A sentence for parameters on their floor, where the likelihood has no maximum, or for components without rows, else None.
+    """A sentence for parameters on their floor, below which the likelihood may rise on, or for components without rows, else None.
 
     The advice is what this model can be told. Other shares of 0 are no defect: a face that never came up.
     """
@@ -115,4 +115,4 @@ def floor_warning(model: Model, theta: Parameters) -> str | None:
     advice = f"try {either(['more rows', 'another seed', *smaller])}"
     if not model.exchangeable:
         advice = f"some values are explained without remainder; try {either(['more rows', *smaller, 'leaving such a feature out'])}"
-    return f"{few(names)} {stand}, where the likelihood has no maximum: {advice}"
+    return f"{few(names)} {stand}, below which the likelihood may rise on: {advice}"
