@@ -51,7 +51,7 @@ def apart(data: object) -> list[tuple[str, str]]:
 
     >>> nan = float("nan")
     >>> apart([[1.0, 2.0, nan], [3.0, nan, 4.0]])
-    [('x2', 'x3')]
+    [('x1', 'x2')]
     """
     data = as_data(data)
     seen = data.observed.double()
