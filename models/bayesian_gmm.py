@@ -68,7 +68,8 @@ class BayesianGMM(Model):
     in the data's sds.  prior_rows: how many rows the prior of a covariance weighs as, above D - 1 for a full one (None: D + 1; diag: two).
     Shared latents: `weights` (K,), `means` (K, D), `precisions` (K, D, D), for diag (K, D). Theta, frozen: `concentration` (K,),
     `mean_loc` and `mean_scale` (D,); for full `precision_df` () and `precision_scale` (D, D), for diag `precision_shape` and
-    `precision_rate` (D,). The rows that a covariance's prior weighs as have the spread within the clusters of k-means, so there must be more rows than components.
+    `precision_rate` (D,). The rows that a covariance's prior weighs as have the spread within the clusters of k-means, so there must be
+    more rows than components.
 
     >>> import ppvae
     >>> fit = ppvae.fit(BayesianGMM(n_components=2), ppvae.load_data("faithful"))

@@ -109,7 +109,7 @@ def test_seeds_repeat_and_differ():
 def test_what_it_cannot_do_is_refused():
     iris = ppvae.load_data("iris")
     for settings in ({"steps": 0}, {"draws": 1}, {"guide_steps": 0}, {"tolerance": 0.0}, {"growth": 0.9}, {"max_draws": 9}):
-        with pytest.raises(ValueError, match="must be (at least|above)"):
+        with pytest.raises(ValueError, match=r"must be (at least|above)"):
             ppvae.MonteCarloEM(**settings)
     with pytest.raises(ValueError, match="gaussian has no latents to draw: use ClosedForm, DirectML, EM, OnlineEM,"):
         ppvae.fit(Gaussian(), iris, ppvae.MonteCarloEM())

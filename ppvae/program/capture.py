@@ -11,9 +11,8 @@ compiler for the CPU may write such sums to wrong places, past the end of their 
 import logging
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -25,7 +24,7 @@ from ppvae.data import Batch
 
 aten = torch.ops.aten
 Loss = Callable[[Batch, Tensor], Tensor]
-Graph = Callable[[list[Tensor], list[Tensor], Tensor], tuple[Tensor, list[Tensor]]]
+Graph = Callable[[list[Tensor], list[Tensor], Tensor], tuple[Tensor, Sequence[Tensor]]]
 
 
 class CaptureError(RuntimeError):
@@ -78,7 +77,7 @@ def _reason(error: Exception) -> str:
     said = str(error).strip().splitlines()[0]
     if "value out of a tracing tensor" not in said:
         return said
-    ours = tuple(str(Path(module.__file__).parent) for module in (torch, pyro))
+    ours = (*torch.__path__, *pyro.__path__)
     own = [f for f in traceback.extract_tb(error.__traceback__) if f.line and not f.filename.startswith(ours) and f.filename != __file__]
     where = f"line {own[-1].lineno}, `{own[-1].line}`, " if own else "it "
     return f"{where}reads a tensor's value (if, .item()), where torch.where would do"
@@ -94,7 +93,8 @@ def _heeds(graph: Graph, program: Graph, values: list[Tensor], batch: Batch, wei
         for one in (graph, program):
             torch.manual_seed(1)
             said.append(one(moved, tensors_of(batch), weight)[0].detach())
-    return torch.allclose(*said, rtol=torch.finfo(said[0].dtype).eps ** 0.5, equal_nan=True)
+    recorded, expected = said
+    return torch.allclose(recorded, expected, rtol=torch.finfo(expected.dtype).eps ** 0.5, equal_nan=True)
 
 
 def without_detours(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
