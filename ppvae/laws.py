@@ -36,7 +36,7 @@ from ppvae.data import Batch, Data, as_data
 from ppvae.exact import Exact, ExactGuide
 from ppvae.inference.cavi import MeanField
 from ppvae.inference.em import EM, sum_statistics
-from ppvae.inference.fit import check_story, prepare, start
+from ppvae.inference.fit import prepare, start, traced
 from ppvae.inference.method import Task, seeded
 from ppvae.inference.objectives import OBJECTIVES, Rows
 from ppvae.inference.svi import SVI, Step
@@ -454,7 +454,7 @@ def check(model: Model, data: object, *, seed: int = 0, only: Iterable[int] = LA
     with seeded(seed):
         few = data.take(torch.randperm(data.n_rows)[:ROWS].sort().values) if data.n_rows > ROWS else data
     theta = start(model, few, seed)
-    check_story(model, theta, few)
+    traced(model, theta, few)  # what else may be wrong with a story is for the laws to say
     bench = Bench(model, few, theta, seed)
     rows = []
     with pyro.validation_enabled(False):

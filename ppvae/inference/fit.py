@@ -132,8 +132,24 @@ MISTAKES = (ArithmeticError, AttributeError, LookupError, NameError, RuntimeErro
 
 
 def check_story(model: Model, theta: Parameters, data: Data) -> None:
-    """Run the story on a few rows; raise ValueError, with the line, for one that fails, that does not observe the rows, or that overlooks
-    which entries are missing, or the context."""
+    """Raise ValueError for a story that `traced` refuses, that has other rows than the batch's, or that overlooks which entries are
+    missing, or the context."""
+    few_rows, trace = traced(model, theta, data)
+    sites = random_sites(trace)
+    seen = [name for name, site in sites.items() if site["is_observed"]]
+    ours = "rows" in trace.nodes and trace.nodes["rows"]["value"] is few_rows.index  # another plate of that name does not scale a minibatch
+    outside = [name for name in seen if not (ours and is_row_site(sites[name]))]
+    if outside:
+        raise ValueError(f"{model.name}: the story observes {few(outside)} outside the plate over rows: put it under `with batch.rows:`")
+    shared = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and not is_row_site(s) and not s["cond_indep_stack"]}
+    if shared:
+        _check_broadcast(model, theta, few_rows, shared)
+    _check_heed(model, theta, data)
+
+
+def traced(model: Model, theta: Parameters, data: Data) -> tuple[Batch, poutine.Trace]:
+    """A few rows and the story's trace on them; raise ValueError, with the line, for one that fails, observes nothing or
+    holds parameters of its own."""
     rows = 3 if data.n_features == 2 else 2  # not as many as features, or one could pass for the other
     few_rows = data.batch(torch.arange(min(rows, data.n_rows), device=data.device))
     try:
@@ -150,18 +166,9 @@ def check_story(model: Model, theta: Parameters, data: Data) -> None:
     if given is not None:
         remedy = f"give it in init, as Parameters({given}=...), and read theta.{given}"
         raise ValueError(f"{model.name}: the story has a pyro.param {given!r}, which no method trains: {remedy}")
-    sites = random_sites(trace)
-    seen = [name for name, site in sites.items() if site["is_observed"]]
-    if not seen:
+    if not any(site["is_observed"] for site in random_sites(trace).values()):
         raise ValueError(f"{model.name}: the story observes nothing: add pyro.sample('x', ..., obs=batch.x) inside batch.rows")
-    ours = "rows" in trace.nodes and trace.nodes["rows"]["value"] is few_rows.index  # another plate of that name does not scale a minibatch
-    outside = [name for name in seen if not (ours and is_row_site(sites[name]))]
-    if outside:
-        raise ValueError(f"{model.name}: the story observes {few(outside)} outside the plate over rows: put it under `with batch.rows:`")
-    shared = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and not is_row_site(s) and not s["cond_indep_stack"]}
-    if shared:
-        _check_broadcast(model, theta, few_rows, shared)
-    _check_heed(model, theta, data)
+    return few_rows, trace
 
 
 def _where(error: Exception) -> str:
