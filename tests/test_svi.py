@@ -335,12 +335,12 @@ def test_sites_of_story_and_guide_must_be_the_same():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"steps": 0}, "steps >= 1"),
-        ({"batch_size": 0}, "batch_size >= 1"),
-        ({"particles": 0}, "particles >= 1"),
-        ({"patience": 0}, "patience >= 1"),
-        ({"learning_rate": 0.0}, "learning_rate > 0"),
-        ({"learning_rate": float("nan")}, "learning_rate > 0"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"particles": 0}, "particles must be at least 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
         ({"holdout": 1.0}, "share of the rows"),
         ({"compile": "yes"}, "True, False or 'auto'"),
         ({"objective": "elbow"}, "did you mean 'elbo'"),
