@@ -278,7 +278,7 @@ class TestCheck:
             return np.isnan(x).sum()
 
         criticism = ppvae.check(fit, data, missing, draws=20)
-        assert len(seen) == 1 + 2 * 4
+        assert len(seen) == 1 + 2 * 20
         assert all(np.array_equal(s, holes) for s in seen)
         assert criticism.table["p_value"].tolist() == [0.5, 0.5]
 
