@@ -25,6 +25,7 @@ from ppvae.data import Batch
 aten = torch.ops.aten
 Loss = Callable[[Batch, Tensor], Tensor]
 Graph = Callable[[list[Tensor], list[Tensor], Tensor], tuple[Tensor, Sequence[Tensor]]]
+FROZEN = "it takes numbers out of tensors (tolist, numpy) or from elsewhere (a counter, Python's random), which a recording would freeze"
 
 
 class CaptureError(RuntimeError):
@@ -66,9 +67,7 @@ def capture(module: nn.Module, loss: Loss, batch: Batch, weight: Tensor, other: 
         raise CaptureError(_reason(error)) from error
     graph = without_detours(graph)
     if not _heeds(graph, loss_and_gradients, parameters, batch if other is None else other, weight):
-        raise CaptureError(
-            "it takes numbers out of tensors (tolist, numpy) or from elsewhere (a counter, Python's random), which a recording would freeze"
-        )
+        raise CaptureError(FROZEN)
     return graph
 
 
