@@ -275,7 +275,7 @@ def test_the_sampler_says_what_it_cannot_draw(model, data, sentence):
 
 @pytest.mark.parametrize("setting", [{"draws": 0}, {"chains": 0}, {"warmup": 0}, {"target_accept": 1.0}, {"max_tree_depth": 0}])
 def test_the_sampler_refuses_bad_settings(setting):
-    with pytest.raises(ValueError, match=f"NUTS.*{next(iter(setting))}"):
+    with pytest.raises(ValueError, match=next(iter(setting))):
         ppvae.NUTS(**setting)
 
 
