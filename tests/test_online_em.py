@@ -99,7 +99,7 @@ def test_progress_counts_passes():
 def test_what_it_cannot_do_is_refused():
     iris = ppvae.load_data("iris")
     for settings in ({"epochs": 0}, {"batch_size": 0}, {"forgetting": 0.5}, {"forgetting": 1.2}, {"forgetting": math.nan}):
-        with pytest.raises(ValueError, match="must be at least|OnlineEM"):
+        with pytest.raises(ValueError, match=r"must be at least|OnlineEM"):
             ppvae.OnlineEM(**settings)
     with pytest.raises(ValueError, match=r"online EM does not apply: use .*SVI"):
         ppvae.fit(VAE(2, likelihood="gaussian"), iris, ppvae.OnlineEM())
