@@ -3,7 +3,6 @@
 import copy
 import math
 import textwrap
-import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from ppvae.exact import CHUNK
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
-from ppvae.inference.method import Method, Progress, Task, seeded
+from ppvae.inference.method import TURN, Method, Progress, Task, seeded
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.messages import either, few, unknown
@@ -111,7 +110,6 @@ def _check_range(data: Data, dtype: torch.dtype) -> None:
             raise ValueError(f"column {data.columns[int(bad.nonzero()[0, 0])]} {remedy}")
 
 
-TURN = threading.RLock()  # Pyro's handlers and torch's generator belong to the whole process, so fits of several threads take turns
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 

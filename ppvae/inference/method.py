@@ -1,6 +1,7 @@
 """What every method of fitting is: a small configuration object that runs on a task."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,7 @@ SMALLER = {  # how to make a model smaller, by its options
     "n_latents": "fewer latents",
     "covariance": "a covariance with fewer free parameters",
 }
+TURN = threading.RLock()  # torch's generator and Pyro's handlers belong to the whole process, so its threads take turns
 HISTORY = ("step", "seconds", "elbo", "log_likelihood", "heldout_elbo")
 
 
@@ -88,11 +90,11 @@ class Method(Configuration):
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[torch.Generator]:
-    """Torch's generators seeded within the block and put back after it; yields a CPU generator of the same seed."""
+    """Torch's generators seeded within the block and put back after it, one thread at a time; yields a CPU generator of the same seed."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise ValueError(f"a seed is a whole number from 0 up to 2^63, not {seed!r}")
     devices = [device] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with TURN, torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(int(seed))  # torch.manual_seed reaches for every kind of device that there could be
         for one in devices:
             with torch.cuda.device(one):
