@@ -3,6 +3,7 @@
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event, Thread
 
 import numpy as np
 import pyro
@@ -289,6 +290,21 @@ def test_networks_rest_after_a_fit_and_tie_no_rows():
     assert not any(part.training for part in theta.modules())
     with pytest.raises(ValueError, match=r"net: batch normalisation ties rows .* nn\.LayerNorm"):
         Parameters(net=torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
+
+
+def test_one_thread_at_a_time_has_the_generator():
+    entered = Event()
+
+    def other():
+        with seeded(1):
+            entered.set()
+
+    with seeded(0):
+        thread = Thread(target=other)
+        thread.start()
+        assert not entered.wait(0.3)
+    thread.join()
+    assert entered.is_set()
 
 
 def test_fits_of_several_threads_take_turns():
