@@ -38,6 +38,12 @@ class Batch:
         """The plate over rows (dim -1), scaled by N / B so that a minibatch estimates the full log joint."""
         return pyro.plate("rows", self.n_total, subsample=self.index, dim=-1)
 
+    def take(self, chosen: Tensor) -> "Batch":
+        """The rows `chosen`, by their place in this batch, standing for the same N rows."""
+        context = None if self.context is None else self.context[chosen]
+        observed = self.observed[:1].expand(len(chosen), -1) if self.complete else self.observed[chosen]
+        return replace(self, x=self.x[chosen], observed=observed, index=self.index[chosen], context=context)
+
     @cached_property
     def patterns(self) -> Patterns:
         """The rows grouped by their missing entries; worked out once for a batch."""
@@ -177,11 +183,7 @@ class Data:
 
     def batch(self, index: Tensor | None = None) -> Batch:
         """The rows `index` (all of them when None) as a Batch that stands for all N rows."""
-        if index is None:
-            return self._whole
-        context = None if self.context is None else self.context[index]
-        observed = self.observed[:1].expand(len(index), -1) if self.complete else self.observed[index]
-        return Batch(self.x[index], observed, index, self.n_rows, self.complete, context)
+        return self._whole if index is None else self._whole.take(index)
 
     @cached_property
     def _whole(self) -> Batch:

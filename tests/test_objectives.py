@@ -28,16 +28,15 @@ def bench(model, data: ppvae.Data = IRIS) -> laws.Bench:
     return laws.Bench(model, data, start(model, data, 0), 0)
 
 
-def step_of(model, method: ppvae.SVI, data: ppvae.Data = IRIS, guide=None, rows=None) -> tuple[Step, ppvae.data.Batch]:
+def step_of(model, method: ppvae.SVI, *rows: torch.Tensor, data: ppvae.Data = IRIS, guide=None) -> Step:
     with seeded(0):
         theta = start(model, data, 0)
-        built, batch = guides.build(model, theta, data, guide), data.batch(rows)
-        return Step(method, Task(model, data, theta, None, 0), built, batch), batch
+        return Step(method, Task(model, data, theta, None, 0), guides.build(model, theta, data, guide), data, rows)
 
 
-def gradient(step: Step, batch: ppvae.data.Batch, seed: int = 0) -> torch.Tensor:
+def gradient(step: Step, *rows: torch.Tensor, seed: int = 0) -> torch.Tensor:
     with seeded(seed):
-        step.run(batch)
+        step.run(*rows)
     return torch.cat([p.grad.flatten() for p in step.parameters])
 
 
@@ -90,10 +89,10 @@ def test_double_reparametrisation_has_the_same_value_and_mean_and_less_noise():
     rows = ppvae.Data(IRIS.x.repeat(20, 1))
     found = {}
     for name in ("iwae", "dreg"):
-        step, batch = step_of(PPCA(2), ppvae.SVI(objective=name, particles=20), rows, guide="diagonal")
+        step = step_of(PPCA(2), ppvae.SVI(objective=name, particles=20), data=rows, guide="diagonal")
         with seeded(3):
-            found[name, "value"] = float(step.run(batch))
-        found[name] = torch.stack([gradient(step, batch, seed) for seed in range(60)])
+            found[name, "value"] = float(step.run())
+        found[name] = torch.stack([gradient(step, seed=seed) for seed in range(60)])
         theta = sum(p.numel() for p in step.module["theta"].parameters())
     assert found["iwae", "value"] == pytest.approx(found["dreg", "value"], rel=1e-12)
     apart = found["iwae"].mean(0) - found["dreg"].mean(0)
@@ -143,8 +142,8 @@ class Weighed(PPCA):
 @pytest.mark.parametrize(("objective", "pyros"), [("elbo", Trace_ELBO), ("analytic_kl", TraceMeanField_ELBO)])
 def test_beta_has_pyros_gradient_and_the_elbos_value(objective, pyros, compile):
     half = torch.arange(IRIS.n_rows // 2)
-    step, batch = step_of(PPCA(2), ppvae.SVI(objective=objective, beta=0.3, compile=compile), rows=half, guide="diagonal")
-    ours = gradient(step, batch)
+    step = step_of(PPCA(2), ppvae.SVI(objective=objective, beta=0.3, compile=compile), half, guide="diagonal")
+    ours, batch = gradient(step, half), IRIS.batch(half)
     story = Weighed(2)
     weighed = poutine.scale(step.guide, scale=0.3)
     with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False), seeded(0):
@@ -152,25 +151,25 @@ def test_beta_has_pyros_gradient_and_the_elbos_value(objective, pyros, compile):
         loss = pyros(max_plate_nesting=1).differentiable_loss(lambda b: story.model(theta, b), weighed, batch) / IRIS.n_rows
         theirs = torch.cat([g.flatten() for g in torch.autograd.grad(loss, step.parameters)])
     assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
-    plain, _ = step_of(PPCA(2), ppvae.SVI(objective=objective), rows=half, guide="diagonal")
+    plain = step_of(PPCA(2), ppvae.SVI(objective=objective), half, guide="diagonal")
     with seeded(0):
-        value = step.run(batch)
+        value = step.run(half)
     with seeded(0):
-        assert torch.allclose(value, plain.run(batch), rtol=1e-12)
+        assert torch.allclose(value, plain.run(half), rtol=1e-12)
 
 
 def test_the_weight_of_the_kl_is_an_argument_of_the_graph():
-    captured, batch = step_of(PPCA(2), ppvae.SVI(kl_warmup=0.5))
-    plain, _ = step_of(PPCA(2), ppvae.SVI(kl_warmup=0.5, compile=False))
+    captured = step_of(PPCA(2), ppvae.SVI(kl_warmup=0.5))
+    plain = step_of(PPCA(2), ppvae.SVI(kl_warmup=0.5, compile=False))
     assert captured.engine.startswith("captured")
     found = []
     for weight in (0.0, 0.4, 1.0):
         for step in (captured, plain):
             step.kl_weight.fill_(weight)
-        found.append(gradient(captured, batch))
-        assert torch.allclose(found[-1], gradient(plain, batch), rtol=1e-10, atol=1e-12)
-    elbo, _ = step_of(PPCA(2), ppvae.SVI())
-    assert torch.allclose(found[-1], gradient(elbo, batch), rtol=1e-10, atol=1e-12)
+        found.append(gradient(captured))
+        assert torch.allclose(found[-1], gradient(plain), rtol=1e-10, atol=1e-12)
+    elbo = step_of(PPCA(2), ppvae.SVI())
+    assert torch.allclose(found[-1], gradient(elbo), rtol=1e-10, atol=1e-12)
     assert torch.allclose(found[1], 0.6 * found[0] + 0.4 * found[2], rtol=1e-8, atol=1e-10)
 
 
@@ -186,7 +185,7 @@ def test_free_bits_below_and_above_the_kl(objective, guide):
     """More free nats than there are: the KL has no gradient, as with beta=0. Fewer than any dimension has: as in the ELBO."""
 
     def of(**options) -> torch.Tensor:
-        return gradient(*step_of(PPCA(2), ppvae.SVI(objective=objective, particles=3, compile=False, **options), guide=guide))
+        return gradient(step_of(PPCA(2), ppvae.SVI(objective=objective, particles=3, compile=False, **options), guide=guide))
 
     assert torch.allclose(of(free_bits=1e3), of(beta=0.0), rtol=1e-10, atol=1e-12)
     if objective == "analytic_kl":  # a KL estimated by draws may be negative, and then lies below the floor

@@ -106,7 +106,7 @@ class Posterior:
             jacobian = jacobian + to_support.log_abs_det_jacobian(flat, values[name]).sum()
         return values, jacobian
 
-    def loss(self, batch: Batch, weight: Tensor) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Minus the log joint of the data and the unconstrained values, total nats."""
         return self.energy(self.position, batch)
 
@@ -126,16 +126,16 @@ class Posterior:
 
     def _prepare(self) -> tuple[Any, str]:
         """The potential energy with its gradient, captured where it can be, and how that runs."""
-        weight, parameters = self.batch.x.new_ones(()), list(self.position.values())
+        parameters, tensors = list(self.position.values()), tensors_of(self.batch)
         try:
-            graph = capture(self.position, self.loss, self.batch, weight)
+            graph = capture(self.position, self.loss, self.batch)
         except CaptureError as error:
             return self._plain, f"plain Pyro: the story could not be captured ({error})"
         gradients = self.method.chains * (self.method.draws + self.method.warmup) * LEAPFROGS
         engine = "captured"
         if gradients * operations(graph) >= COMPILING_PAYS and not no_compiler():
-            graph, engine = compiled(graph, parameters, tensors_of(self.batch), weight), "captured and compiled"
-        return partial(Energy.apply, lambda values: graph(values, tensors_of(self.batch), weight)), engine
+            graph, engine = compiled(graph, parameters, tensors), "captured and compiled"
+        return partial(Energy.apply, lambda values: graph(values, tensors)), engine
 
     def _plain(self, *values: Tensor) -> Tensor:
         return self.energy(dict(zip(self.position, values, strict=True)), self.batch)

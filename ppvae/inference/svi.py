@@ -137,42 +137,63 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
     return peak * (1e-4 + (1 - 1e-4) * 0.5 * (1 + math.cos(math.pi * min(1.0, fall))))
 
 
+class Adam:
+    """Adam (Kingma & Ba 2015, algorithm 1): PyTorch's fused kernel for all parameters at once, without its optimizer's bookkeeping."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.means, self.squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+        self.done = torch.zeros((), device=parameters[0].device if parameters else None)
+
+    @torch.no_grad()
+    def move(self, rate: float) -> None:
+        """One step along the gradients that lie on the parameters."""
+        if not self.parameters:
+            return
+        self.done += 1
+        gradients, counts = [p.grad for p in self.parameters], [self.done] * len(self.parameters)
+        torch._fused_adam_(
+            self.parameters, gradients, self.means, self.squares, [], counts,
+            lr=rate, beta1=0.9, beta2=0.99, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+
 class Shuffled:
-    """Batches of a fixed size in shuffled order, gathered on the data's device; the whole data set when it fits one batch."""
+    """Which rows a step takes: a fixed number in shuffled order, drawn on the data's device; nothing where it takes them all."""
 
     def __init__(self, data: Data, rows: int) -> None:
-        self.data, self.rows = data, rows
-        self.whole = data.batch() if rows == data.n_rows else None
+        self.n_rows, self.rows, self.device = data.n_rows, rows, data.device
         self.order, self.at = torch.empty(0, dtype=torch.long, device=data.device), 0
 
-    def __call__(self) -> Batch:
-        if self.whole is not None:
-            return self.whole
+    def __call__(self) -> tuple[Tensor, ...]:
+        if self.rows == self.n_rows:
+            return ()
         if self.at + self.rows > len(self.order):
-            self.order, self.at = torch.randperm(self.data.n_rows, device=self.data.device), 0
-        index = self.order[self.at : self.at + self.rows]
+            self.order, self.at = torch.randperm(self.n_rows, device=self.device), 0
         self.at += self.rows
-        return self.data.batch(index)
+        return (self.order[self.at - self.rows : self.at],)
 
 
 class Step:
-    """Loss (negative objective, nats per row) of a batch, with its gradients left on the parameters; `engine` says how it runs."""
+    """Loss (negative objective, nats per row) of some rows, with its gradients left on the parameters; `engine` says how it runs."""
 
-    def __init__(self, method: SVI, task: Task, guide: nn.Module, batch: Batch) -> None:
-        self.task, self.other = task, task.data.batch(torch.arange(batch.size, device=batch.x.device))
+    def __init__(self, method: SVI, task: Task, guide: nn.Module, data: Data, chosen: tuple[Tensor, ...]) -> None:
+        self.task, self.table = task, data.batch()
+        self.tensors = tensors_of(self.table)
         self.program = partial(task.model.model, task.theta)
         self.guide, self.method = guide, method
         self.module = nn.ModuleDict({"theta": task.theta, "guide": guide})
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        few = data.head()
         self.enumerated = any(
-            site["infer"].get("enumerate") == "parallel" for p in (self.program, guide) for site in sites_of(p, batch).values()
+            site["infer"].get("enumerate") == "parallel" for p in (self.program, guide) for site in sites_of(p, few).values()
         )
         self.objective = objective(method.objective)
-        drawn = {n: s for n, s in sites_of(guide, batch).items() if not s["infer"].get("enumerate")}
+        drawn = {n: s for n, s in sites_of(guide, few).items() if not s["infer"].get("enumerate")}
         self.stuck = next((name for name, site in drawn.items() if not site["fn"].has_rsample), None)
-        self.kl_weight = torch.tensor(method.kl_weight(0), dtype=batch.x.dtype, device=batch.x.device)
-        self._refuse(task, batch)
-        self.run, self.engine = self._choose(batch)
+        self.kl_weight = torch.tensor(method.kl_weight(0), dtype=data.dtype, device=data.device)
+        self._refuse(task, few)
+        self.run, self.engine = self._choose(chosen)
 
     def _refuse(self, task: Task, batch: Batch) -> None:
         """Raise ValueError for an objective that does not hold for this story and guide."""
@@ -190,18 +211,20 @@ class Step:
                 "settings needs: use objective='elbo' without beta, kl_warmup or free_bits"
             )
 
-    def _choose(self, batch: Batch) -> tuple[Callable[[Batch], Tensor], str]:
+    def _choose(self, chosen: tuple[Tensor, ...]) -> tuple[Callable[..., Tensor], str]:
+        """How to run a step on rows like the `chosen` ones, and a sentence on it."""
         if self.method.compile is False:
-            return self._plain(batch), "plain Pyro, as asked"
+            return self._plain(), "plain Pyro, as asked"
         if self.stuck:
             reason = f"site {self.stuck!r} has no reparametrised gradient, so Pyro's score-function estimator is used"
-            return self._plain(batch), f"plain Pyro: {reason}"
+            return self._plain(), f"plain Pyro: {reason}"
+        others = tuple(torch.arange(len(rows), device=rows.device) for rows in chosen)
         try:
-            graph = capture(self.module, self.loss, batch, self.kl_weight, self.other)
+            graph = capture(self.module, self.loss, self.table, self.kl_weight, *chosen, other=(self.kl_weight, *others))
         except CaptureError as error:
             if self.method.compile is True:
                 raise ValueError(f"compile=True, but the story or guide cannot be captured ({error}): use compile='auto'") from error
-            return self._plain(batch), f"plain Pyro: the program could not be captured ({error})"
+            return self._plain(), f"plain Pyro: the program could not be captured ({error})"
         if self.method.compile == "auto" and self.method.steps * operations(graph) < COMPILING_PAYS:
             return partial(self._captured, graph), "captured; too few steps to win back a compilation"
         missing = no_compiler()
@@ -210,25 +233,27 @@ class Step:
         if missing:
             return partial(self._captured, graph), f"captured, not compiled: no C++ compiler ({missing})"
         self.task.progress(0, self.method.steps, "compiling the program")
-        return partial(self._captured, compiled(graph, self.parameters, tensors_of(batch), self.kl_weight)), "captured and compiled"
+        return partial(self._captured, compiled(graph, self.parameters, self.tensors, self.kl_weight, *chosen)), "captured and compiled"
 
-    def loss(self, batch: Batch, weight: Tensor) -> Tensor:
-        """The objective as a tensor program, nats per row; `weight` () is the KL's."""
+    def loss(self, table: Batch, weight: Tensor, *chosen: Tensor) -> Tensor:
+        """The objective on the chosen rows as a tensor program, nats per row; `weight` () is the KL's."""
+        batch = table.take(*chosen) if chosen else table
         rows: Rows = self.objective.rows
         if self.method.reweighed:
             assert self.objective.analytic is not None  # SVI refuses the others
             rows = partial(reweighed_rows, analytic=self.objective.analytic, weight=weight, free_bits=self.method.free_bits)
         return -rows(self.program, self.guide, batch, None if self.method.draws == 1 else self.method.draws).mean()
 
-    def _plain(self, batch: Batch) -> Callable[[Batch], Tensor]:
+    def _plain(self) -> Callable[..., Tensor]:
         """Pyro's own ELBO object at every step; the same tensor program, run line by line, where Pyro has none."""
         elbo: Any = None if self.method.reweighed else self.objective.plain(self.enumerated, self.method.draws)
 
-        def run(batch: Batch) -> Tensor:
+        def run(*chosen: Tensor) -> Tensor:
             with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False):
                 if elbo is None:
-                    loss = self.loss(batch, self.kl_weight)
+                    loss = self.loss(self.table, self.kl_weight, *chosen)
                 else:
+                    batch = self.table.take(*chosen) if chosen else self.table
                     loss = elbo.differentiable_loss(self.program, self.guide, batch) / batch.n_total
                 gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             self._leave(gradients)
@@ -236,9 +261,9 @@ class Step:
 
         return run
 
-    def _captured(self, graph: Callable, batch: Batch) -> Tensor:
+    def _captured(self, graph: Callable, *chosen: Tensor) -> Tensor:
         with torch.no_grad():
-            loss, gradients = graph(self.parameters, tensors_of(batch), self.kl_weight)
+            loss, gradients = graph(self.parameters, self.tensors, self.kl_weight, *chosen)
         self._leave(gradients)
         return loss
 
@@ -258,13 +283,12 @@ class Training:
     def __init__(self, method: SVI, task: Task, data: Data, held: Data | None, guide: nn.Module) -> None:
         self.method, self.task, self.data, self.held = method, task, data, held
         self.batches = Shuffled(data, min(method.batch_rows(data.n_rows), data.n_rows))
-        few = data.head()
-        self.exact = exact_forms(task.model, task.theta, few)
+        self.exact = exact_forms(task.model, task.theta, data.head())
         self.began = time.perf_counter()
-        self.step = Step(method, task, guide, self.batches())
+        self.step = Step(method, task, guide, data, self.batches())
         has_networks = any(True for m in task.theta.children() for _ in m.parameters())
         self.peak = method.learning_rate or (0.003 if has_networks else 0.03)
-        self.optimizer = self.adam(self.step.parameters)
+        self.optimizer = Adam(self.step.parameters)
         self.paused, self.done = 0.0, 0
         self.history: list[dict[str, float]] = []
         self.status, self.converged, self.title = "", True, objective(method.objective).title
@@ -307,18 +331,13 @@ class Training:
     def advance(self, step: int) -> Tensor:
         """One gradient step on the next batch; the loss before it."""
         optimizer = self.turn(step)
-        self.step.kl_weight.fill_(self.method.kl_weight(step))
-        loss = self.step.run(self.batches())
-        if optimizer is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = one_cycle(step, self.method.steps, self.peak)
-            optimizer.step()
+        if self.method.kl_warmup:
+            self.step.kl_weight.fill_(self.method.kl_weight(step))
+        loss = self.step.run(*self.batches())
+        optimizer.move(one_cycle(step, self.method.steps, self.peak))
         return loss
 
-    def adam(self, parameters: list[nn.Parameter]) -> torch.optim.Adam | None:
-        return torch.optim.Adam(parameters, self.peak, betas=(0.9, 0.99), fused=True) if parameters else None
-
-    def turn(self, step: int) -> torch.optim.Adam | None:
+    def turn(self, step: int) -> Adam:
         """What moves at this step: everything."""
         return self.optimizer
 

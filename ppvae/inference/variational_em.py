@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ppvae import guides
 from ppvae.data import Data
 from ppvae.inference.draws import nothing_free
 from ppvae.inference.method import Method, Outcome, Task, floor_warning, seeded
-from ppvae.inference.svi import SVI, Training
+from ppvae.inference.svi import SVI, Adam, Training
 from ppvae.model import Model
 from ppvae.scores import sampled_elbo
 
@@ -92,9 +91,9 @@ class Turns(Training):
         self.guide, self.e_steps = guide, method.e_steps if free[0] else 0
         self.round, self.every = self.e_steps + method.m_steps, math.ceil(method.rounds / ROUNDS_LOGGED)
         super().__init__(method.steps_of(self.e_steps), task, task.data, None, guide)
-        self.e_optimizer, self.m_optimizer = map(self.adam, free)
+        self.e_optimizer, self.m_optimizer = map(Adam, free)
 
-    def turn(self, step: int) -> torch.optim.Adam | None:
+    def turn(self, step: int) -> Adam:
         """The guide in the first steps of a round, then theta."""
         return self.e_optimizer if step % self.round < self.e_steps else self.m_optimizer
 

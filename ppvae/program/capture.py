@@ -4,8 +4,9 @@ Pyro interprets its program again at every step. Here the program runs once unde
 loss and its gradient as a flat graph; random draws are operations of the graph, so each call draws anew. The graph runs as it is, or
 compiled by Inductor, the compiler behind `torch.compile`.
 
-Sums into indexed places (the gradient of `means[k]`) stay PyTorch's own when the rest is compiled: with several threads, torch 2.13's
-compiler for the CPU may write such sums to wrong places, past the end of their tensor too (pytorch/pytorch#191837).
+What is compiled first goes through two changes. Sums into indexed places (the gradient of `means[k]`) stay PyTorch's own: with several
+threads, torch 2.13's compiler for the CPU may write such sums to wrong places, past the end of their tensor too (pytorch/pytorch#191837).
+And the curves of networks and coins are said in words that a value and its gradient share, so that each exponential is taken once.
 """
 
 import logging
@@ -13,18 +14,20 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import pyro
 import torch
+from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor, nn
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppvae.data import Batch
 
 aten = torch.ops.aten
-Loss = Callable[[Batch, Tensor], Tensor]
-Graph = Callable[[list[Tensor], list[Tensor], Tensor], tuple[Tensor, Sequence[Tensor]]]
+Loss = Callable[..., Tensor]
+Graph = Callable[..., tuple[Tensor, Sequence[Tensor]]]
 FROZEN = "it takes numbers out of tensors (tolist, numpy) or from elsewhere (a counter, Python's random), which a recording would freeze"
 
 
@@ -41,32 +44,32 @@ def batch_from(tensors: list[Tensor], like: Batch) -> Batch:
     """The batch whose tensors these are; its other facts are `like`'s. Where no entry is missing a graph holds no mask."""
     x, observed, index, *context = tensors
     if like.complete:
-        observed = torch.ones_like(observed)
+        observed = observed.new_ones(()).expand(observed.shape)
     return replace(like, x=x, observed=observed, index=index, context=context[0] if context else None)
 
 
-def capture(module: nn.Module, loss: Loss, batch: Batch, weight: Tensor, other: Batch | None = None) -> Graph:
-    """Record `loss(batch, weight)`, which reads the parameters of `module`, together with its gradient.
+def capture(module: nn.Module, loss: Loss, batch: Batch, *more: Tensor, other: Sequence[Tensor] | None = None) -> Graph:
+    """Record `loss(batch, *more)`, which reads the parameters of `module`, together with its gradient.
 
-    Returns a graph (parameters, batch tensors, weight) -> (loss, gradients), for batches shaped as this one; `weight` () may change from
-    call to call. The graph is held against the program on `other` rows, as many (None: the same rows). Raises CaptureError where the
+    Returns a graph (parameters, batch tensors, *more) -> (loss, gradients), for tensors shaped as these; their values may change from call
+    to call. The graph is held against the program at `other` in the place of `more` (None: the same). Raises CaptureError where the
     program branches on its data, samples a site that has no reparametrised gradient, or has values that a graph would freeze.
     """
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     parameters = [p.detach().clone().requires_grad_() for p in module.parameters() if p.requires_grad]
     frame = _Frame(module, loss, batch)
 
-    def loss_and_gradients(values: list[Tensor], tensors: list[Tensor], weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        value = torch.func.functional_call(frame, {f"module.{n}": v for n, v in zip(names, values, strict=True)}, (tensors, weight))
+    def loss_and_gradients(values: list[Tensor], tensors: list[Tensor], *more: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        value = torch.func.functional_call(frame, {f"module.{n}": v for n, v in zip(names, values, strict=True)}, (tensors, *more))
         return value.detach(), torch.autograd.grad(value, values, materialize_grads=True)
 
     try:
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
-            graph = make_fx(loss_and_gradients)(parameters, tensors_of(batch), weight)
+            graph = make_fx(loss_and_gradients)(parameters, tensors_of(batch), *more)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise CaptureError(_reason(error)) from error
     graph = without_detours(graph)
-    if not _heeds(graph, loss_and_gradients, parameters, batch if other is None else other, weight):
+    if not _heeds(graph, loss_and_gradients, parameters, tensors_of(batch), more if other is None else other):
         raise CaptureError(FROZEN)
     return graph
 
@@ -82,16 +85,16 @@ def _reason(error: Exception) -> str:
     return f"{where}reads a tensor's value (if, .item()), where torch.where would do"
 
 
-def _heeds(graph: Graph, program: Graph, values: list[Tensor], batch: Batch, weight: Tensor) -> bool:
+def _heeds(graph: Graph, program: Graph, values: list[Tensor], tensors: list[Tensor], more: Sequence[Tensor]) -> bool:
     """Whether the graph says what the program says of these rows, at other parameters and with other draws."""
-    device = batch.x.device
+    device = tensors[0].device
     said = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), pyro.validation_enabled(False):
         torch.manual_seed(0)
         moved = [(v + 0.01 * torch.randn_like(v)).detach().requires_grad_() for v in values]
         for one in (graph, program):
             torch.manual_seed(1)
-            said.append(one(moved, tensors_of(batch), weight)[0].detach())
+            said.append(one(moved, tensors, *more)[0].detach())
     recorded, expected = said
     return torch.allclose(recorded, expected, rtol=torch.finfo(expected.dtype).eps ** 0.5, equal_nan=True)
 
@@ -145,15 +148,83 @@ def no_compiler() -> str | None:
     return None
 
 
-def compiled(graph: Graph, *example: Any) -> Graph:
-    """The graph compiled for arguments shaped as `example`; no random state is spent."""
+def compiled(graph: Graph, parameters: Sequence[Tensor], tensors: Sequence[Tensor], *more: Tensor) -> Graph:
+    """The graph compiled for arguments shaped as these; no random state is spent."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-    assert isinstance(graph, torch.fx.GraphModule)
+    many, few = len(parameters), len(parameters) + len(tensors)
+
+    def flat(*arguments: Tensor) -> tuple[Tensor, ...]:
+        value, gradients = graph(list(arguments[:many]), list(arguments[many:few]), *arguments[few:])
+        return value, *gradients
+
+    example = [*parameters, *tensors, *more]
+    on_gpu = example[0].device.type == "cuda"
+    # All kernels of a call in one CUDA graph, whose outputs the next call overwrites; on the CPU, in one C++ function.
+    options = {"triton.cudagraphs": True} if on_gpu else {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
+    options["fallback_random"] = True  # the draws of the program, not others of the compiler's
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
         warnings.simplefilter("ignore")  # the compiler's own deprecations
-        fast = torch._inductor.compile(with_opaque_sums(graph), list(example))
+        lean = with_opaque_sums(once_each(make_fx(flat, decomposition_table=SHARED)(*example)))
+        fast = torch._inductor.compile(lean, example, options=options)
         fast(*example)
-    return fast
+
+    def run(parameters: Sequence[Tensor], tensors: Sequence[Tensor], *more: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        value, *gradients = fast(*parameters, *tensors, *more)
+        return value.clone() if on_gpu else value, gradients
+
+    return run
+
+
+def once_each(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The graph with each of its operations once, where the same one on the same values stood twice."""
+    graph.graph = fx_graph_cse(graph.graph)
+    for node in graph.graph.nodes:
+        node.meta.clear()  # what the recording knew of its tensors, which the compiler works out anew
+    graph.recompile()
+    return graph
+
+
+def _small(x: Tensor) -> Tensor:
+    """exp(-|x|), of which softplus, the sigmoid and the cross-entropy are made."""
+    return x.abs().neg().exp()
+
+
+def _log1p(small: Tensor) -> Tensor:
+    """log(1 + e) of e in [0, 1]; in float32 e times a polynomial, right to rounding at a third of the library's time."""
+    if small.dtype != torch.float32:
+        return small.log1p()
+    u, value = 2 * small - 1, LOG1P[-1]
+    for coefficient in LOG1P[-2::-1]:
+        value = value * u + coefficient
+    return value * small
+
+
+def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    return torch.where(x > threshold, x, x.clamp(min=0) + _log1p(_small(x))) if beta == 1 else NotImplemented
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    small = _small(x)
+    return torch.where(x > 0, 1.0, small) / (1 + small)
+
+
+def _softplus_backward(gradient: Tensor, x: Tensor, beta: float, threshold: float) -> Tensor:
+    return gradient * torch.where(x > threshold, 1.0, _sigmoid(x)) if beta == 1 else NotImplemented
+
+
+def _cross_entropy(logits: Tensor, x: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None, reduction: int = 1) -> Tensor:
+    if weight is not None or pos_weight is not None or reduction != 0:
+        return NotImplemented
+    return logits.clamp(min=0) - logits * x + _log1p(_small(logits))
+
+
+LOG1P = Chebyshev.interpolate(lambda e: np.log1p(e) / e, 9, domain=[0, 1]).convert(kind=Polynomial, domain=[0, 1]).coef.tolist()
+SHARED = {
+    aten.sigmoid.default: _sigmoid,
+    aten.softplus.default: _softplus,
+    aten.softplus_backward.default: _softplus_backward,
+    aten.binary_cross_entropy_with_logits.default: _cross_entropy,
+}
 
 
 class _Frame(nn.Module):
@@ -163,5 +234,5 @@ class _Frame(nn.Module):
         super().__init__()
         self.module, self.loss, self.like = module, loss, like
 
-    def forward(self, tensors: list[Tensor], weight: Tensor) -> Tensor:
-        return self.loss(batch_from(tensors, self.like), weight)
+    def forward(self, tensors: list[Tensor], *more: Tensor) -> Tensor:
+        return self.loss(batch_from(tensors, self.like), *more)
