@@ -7,7 +7,7 @@ done, Pyro's own ELBO object runs at every step. Neither touches a global parame
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -140,8 +140,8 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
 class Adam:
     """Adam (Kingma & Ba 2015, algorithm 1): PyTorch's fused kernel for all parameters at once, without its optimizer's bookkeeping."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = list(parameters)
         self.means, self.squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
         self.done = torch.zeros((), device=parameters[0].device if parameters else None)
 
@@ -151,9 +151,9 @@ class Adam:
         if not self.parameters:
             return
         self.done += 1
-        gradients, counts = [p.grad for p in self.parameters], [self.done] * len(self.parameters)
+        gradients: list[Any] = [p.grad for p in self.parameters]
         torch._fused_adam_(
-            self.parameters, gradients, self.means, self.squares, [], counts,
+            self.parameters, gradients, self.means, self.squares, [], [self.done] * len(gradients),
             lr=rate, beta1=0.9, beta2=0.99, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyro
@@ -157,7 +158,7 @@ def compiled(graph: Graph, parameters: Sequence[Tensor], tensors: Sequence[Tenso
         value, gradients = graph(list(arguments[:many]), list(arguments[many:few]), *arguments[few:])
         return value, *gradients
 
-    example = [*parameters, *tensors, *more]
+    example: list[Any] = [*parameters, *tensors, *more]
     on_gpu = example[0].device.type == "cuda"
     # All kernels of a call in one CUDA graph, whose outputs the next call overwrites; on the CPU, in one C++ function.
     options = {"triton.cudagraphs": True} if on_gpu else {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
@@ -219,7 +220,7 @@ def _cross_entropy(logits: Tensor, x: Tensor, weight: Tensor | None = None, pos_
 
 
 LOG1P = Chebyshev.interpolate(lambda e: np.log1p(e) / e, 9, domain=[0, 1]).convert(kind=Polynomial, domain=[0, 1]).coef.tolist()
-SHARED = {
+SHARED: dict[Any, Callable[..., Any]] = {
     aten.sigmoid.default: _sigmoid,
     aten.softplus.default: _softplus,
     aten.softplus_backward.default: _softplus_backward,
