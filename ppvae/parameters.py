@@ -15,6 +15,7 @@ from torch.distributions import constraints, transform_to
 from ppvae.messages import unknown
 
 _RAW = "raw_"
+_OWN = ("_", _RAW, "unit_", "floor_")  # how names begin that no story reads
 EMPTY = 1e-9  # a share below this belongs to a component without rows
 
 
@@ -76,7 +77,7 @@ class Parameters(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith("_"):
+            if name.startswith(_OWN):  # torch asks for them before they are there
                 raise
             raise AttributeError(str(unknown("parameter", name, (*self._constraints, *dict(self.named_children()))))) from None
 
@@ -151,11 +152,11 @@ class Parameters(nn.Module):
     def at_floor(self) -> list[str]:
         """Parameters that stand on their floor, as `name` or `name[k]`."""
         found = []
-        for name, value in self.values().items():
+        for name in self._constraints:
             floor = getattr(self, f"floor_{name}")
             if floor == 0:
                 continue
-            scaled = value / getattr(self, f"unit_{name}")
+            scaled = getattr(self, name).detach() / getattr(self, f"unit_{name}")
             low = torch.linalg.eigvalsh(scaled)[..., 0] if _is_matrix(self._constraints[name]) else scaled
             places = (low < 1.01 * floor).nonzero().tolist()
             found += [f"{name}[{', '.join(map(str, p))}]" if p else name for p in places]

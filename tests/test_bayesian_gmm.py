@@ -20,7 +20,7 @@ GOLD_SD = {"mu1": 0.042045, "mu2": 0.054603, "sigma1": 0.031437, "sigma2": 0.040
 METHODS = {
     "cavi": ppvae.CAVI(),
     "svi": ppvae.SVI(steps=2000),
-    "nuts": ppvae.NUTS(draws=250, warmup=200),
+    "nuts": ppvae.NUTS(draws=400, warmup=200),
 }
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event, Thread
 
 import numpy as np
@@ -10,9 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 import ppvae
 from ppvae import guides
+from ppvae.inference import svi
 from ppvae.inference.fit import start
 from ppvae.inference.method import Task, seeded
 from ppvae.inference.svi import Step, Training, one_cycle
@@ -198,6 +200,16 @@ def test_a_compiled_run_is_the_same_run():
     captured, compiled = (ppvae.fit(Location(), data, ppvae.SVI(steps=50, compile=c)) for c in ("auto", True))
     assert compiled.engine == "captured and compiled"
     np.testing.assert_allclose(compiled.params["mean"], captured.params["mean"], rtol=1e-6)
+
+
+def test_without_a_compiler_the_graph_runs_as_it_is(monkeypatch):
+    """As on a machine that has none."""
+    data, many = ppvae.load_data("faithful"), ppvae.SVI(steps=50)
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(svi, "COMPILING_PAYS", 0)
+    assert ppvae.fit(Location(), data, many).engine.startswith("captured, not compiled: no C++ compiler (")
+    with pytest.raises(ValueError, match=r"there is no C\+\+ compiler .*: install it, or use compile='auto'"):
+        ppvae.fit(Location(), data, replace(many, compile=True))
 
 
 LOOKUPS = {

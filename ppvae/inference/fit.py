@@ -198,14 +198,15 @@ def _beyond_support(sites: dict[str, Any]) -> str | None:
 
 def _check_heed(model: Model, theta: Parameters, data: Data) -> None:
     """Raise ValueError for a story that scores rows with holes as if nothing were missing, and for a context that it does not read."""
-    holed = next((b.index[~b.observed.all(-1)][:10] for b in data.chunks(CHUNK) if not b.observed.all()), None)
-    if holed is not None:
+    if not data.complete:
+        holed = next(b.index[~b.observed.all(-1)][:10] for b in data.chunks(CHUNK) if not b.observed.all())
         batch = data.batch(holed)
         if _alike(model, theta, batch, replace(batch, observed=torch.ones_like(batch.observed), complete=True)):
             raise ValueError(f"{model.name}: the story reads entries that are missing: leave them out, as .mask(batch.observed) does")
-    batch = data.head()
-    if data.context is not None and _alike(model, theta, batch, replace(batch, context=None)):
-        raise ValueError(f"{model.name}: the story does not read the context of the data: leave it out, or use a conditional model")
+    if data.context is not None:
+        batch = data.head()
+        if _alike(model, theta, batch, replace(batch, context=None)):
+            raise ValueError(f"{model.name}: the story does not read the context of the data: leave it out, or use a conditional model")
 
 
 def _alike(model: Model, theta: Parameters, one: Batch, other: Batch) -> bool:
@@ -244,7 +245,7 @@ def check_device(device: str | torch.device) -> None:
 
 def best_method(model: Model, data: Data) -> Method:
     """The first of closed form, EM, CAVI and SVI that the model allows."""
-    return next(m for m in (ClosedForm(), EM(), CAVI(), SVI()) if m.refusal(model, data) is None)
+    return next(m for kind in (ClosedForm, EM, CAVI, SVI) if (m := kind()).refusal(model, data) is None)
 
 
 def check_method(method: object) -> None:
@@ -306,9 +307,9 @@ def run(
     guide: guides.Guide | None = None,
     progress: Progress | None = None,
 ) -> Fit:
-    """One method from one start; `theta` is copied."""
+    """One method from one start; `theta` becomes the fit's own."""
     with TURN:
-        theta = copy.deepcopy(theta).to(data.dtype)
+        theta = theta.to(data.dtype)
         check_story(model, theta, data)
         refuse(method, model, data)  # which may run the story
         began = time.perf_counter()

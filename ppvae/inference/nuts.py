@@ -126,14 +126,14 @@ class Posterior:
 
     def _prepare(self) -> tuple[Any, str]:
         """The potential energy with its gradient, captured where it can be, and how that runs."""
-        parameters, tensors = list(self.position.values()), tensors_of(self.batch)
+        parameters, tensors = [p.detach().clone() for p in self.position.values()], tensors_of(self.batch)
         try:
             graph = capture(self.position, self.loss, self.batch)
         except CaptureError as error:
             return self._plain, f"plain Pyro: the story could not be captured ({error})"
         gradients = self.method.chains * (self.method.draws + self.method.warmup) * LEAPFROGS
         engine = "captured"
-        if gradients * operations(graph) >= COMPILING_PAYS and not no_compiler():
+        if gradients * operations(graph) >= COMPILING_PAYS and not no_compiler(self.batch.x.device):
             graph, engine = compiled(graph, parameters, tensors), "captured and compiled"
         return partial(Energy.apply, lambda values: graph(values, tensors)), engine
 

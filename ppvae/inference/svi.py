@@ -227,11 +227,11 @@ class Step:
             return self._plain(), f"plain Pyro: the program could not be captured ({error})"
         if self.method.compile == "auto" and self.method.steps * operations(graph) < COMPILING_PAYS:
             return partial(self._captured, graph), "captured; too few steps to win back a compilation"
-        missing = no_compiler()
+        missing = no_compiler(self.table.x.device)
         if missing and self.method.compile is True:
-            raise ValueError(f"compile=True needs a C++ compiler ({missing}): install one, or use compile='auto'")
+            raise ValueError(f"compile=True, but there is {missing}: install it, or use compile='auto'")
         if missing:
-            return partial(self._captured, graph), f"captured, not compiled: no C++ compiler ({missing})"
+            return partial(self._captured, graph), f"captured, not compiled: {missing}"
         self.task.progress(0, self.method.steps, "compiling the program")
         return partial(self._captured, compiled(graph, self.parameters, self.tensors, self.kl_weight, *chosen)), "captured and compiled"
 

@@ -137,20 +137,24 @@ def operations(graph: Graph) -> int:
     return sum(node.op == "call_function" for node in graph.graph.nodes)
 
 
-def no_compiler() -> str | None:
-    """Why Inductor cannot generate code for the CPU here, None if it can."""
+def no_compiler(device: torch.device) -> str | None:
+    """What Inductor lacks to generate code for this device here, None where nothing."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # seconds to import: only where something will be compiled
     from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
 
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, OSError) as error:
-        return str(error).strip().splitlines()[0]
-    return None
+        return f"no C++ compiler ({str(error).strip().splitlines()[0]})"
+    return "no Triton, which compiles for GPUs" if device.type == "cuda" and not has_triton() else None
 
 
 def compiled(graph: Graph, parameters: Sequence[Tensor], tensors: Sequence[Tensor], *more: Tensor) -> Graph:
-    """The graph compiled for arguments shaped as these; no random state is spent."""
+    """The graph compiled for arguments shaped as these; no random state is spent.
+
+    On a GPU a call is one CUDA graph, which reads `parameters` and `tensors` where they lie: others given in their place are copied there.
+    """
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     many, few = len(parameters), len(parameters) + len(tensors)
 
@@ -158,22 +162,44 @@ def compiled(graph: Graph, parameters: Sequence[Tensor], tensors: Sequence[Tenso
         value, gradients = graph(list(arguments[:many]), list(arguments[many:few]), *arguments[few:])
         return value, *gradients
 
-    example: list[Any] = [*parameters, *tensors, *more]
+    example: list[Any] = [*parameters, *tensors, *(m.clone() for m in more)]
     on_gpu = example[0].device.type == "cuda"
-    # All kernels of a call in one CUDA graph, whose outputs the next call overwrites; on the CPU, in one C++ function.
-    options = {"triton.cudagraphs": True} if on_gpu else {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
+    options = {} if on_gpu else {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
     options["fallback_random"] = True  # the draws of the program, not others of the compiler's
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[example[0].device] if on_gpu else []), torch.no_grad():
         warnings.simplefilter("ignore")  # the compiler's own deprecations
         lean = with_opaque_sums(once_each(make_fx(flat, decomposition_table=SHARED)(*example)))
         fast = torch._inductor.compile(lean, example, options=options)
         fast(*example)
+        if on_gpu:
+            fast = replayed(fast, example)
 
     def run(parameters: Sequence[Tensor], tensors: Sequence[Tensor], *more: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         value, *gradients = fast(*parameters, *tensors, *more)
-        return value.clone() if on_gpu else value, gradients
+        return value, gradients
 
     return run
+
+
+def replayed(run: Callable[..., Sequence[Tensor]], held: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """All kernels of `run(*held)` launched at once, as a CUDA graph; other arguments are copied to where `held` lie."""
+    aside = torch.cuda.Stream()  # first uses, as of cuBLAS, must not fall into a recording
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        run(*held)
+    torch.cuda.current_stream().wait_stream(aside)
+    recording = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recording):
+        found = run(*held)
+
+    def replay(*given: Tensor) -> Sequence[Tensor]:
+        for here, there in zip(held, given, strict=True):
+            if here is not there:
+                here.copy_(there)
+        recording.replay()
+        return [out.clone() for out in found]  # the next replay writes here again
+
+    return replay
 
 
 def once_each(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
