@@ -28,7 +28,7 @@ from ppvae.scores import exact_log_marginal
 LOGGED = 100  # points of the history
 FEW_STEPS = 200  # of which none can say that an objective has settled: the learning rate had no time to fall slowly
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
-COMPILING_PAYS = 3_000_000  # tensor operations: at some 4 microseconds each, what compiling costs and saves are then about even
+COMPILING_PAYS = 1_000_000  # tensor operations: what compiling costs (10 to 20 seconds on two slow cores) and saves are then about even
 FULL_BATCH = 512  # rows: smaller data sets are used whole at every step
 
 
