@@ -1,5 +1,6 @@
 """compare: every method from the same start, scored by the same code, and how far each is from the truth."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -241,7 +242,8 @@ def compare(
     plan = list(product(range(seeds), chosen))
     fits, scores = [], []
     for done, (seed, method) in enumerate(plan):
-        fit = run(method, model, train, starts[seed], seed=seed, guide=guide, progress=_inside(progress, done, len(plan), method, seed))
+        theta = copy.deepcopy(starts[seed])
+        fit = run(method, model, train, theta, seed=seed, guide=guide, progress=_inside(progress, done, len(plan), method, seed))
         fits.append(fit)
         evidence, bound = fit.log_likelihood(train), fit.elbo(train)
         scores.append((evidence, bound, fit.kl(train), None if held is None else fit.log_likelihood(held)))

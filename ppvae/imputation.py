@@ -3,6 +3,7 @@
 Missing at random is assumed: whether an entry is missing may depend on what is observed, not on what is missing.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -217,7 +218,8 @@ def bootstrapped_draws(fit: "Fit", data: Data, draws: int, seed: int) -> tuple[T
     tables, sizes = [], []
     for m in range(draws):
         with seeded(seed + m, data.device) as generator:
-            again = run(fit.method, fit.model, resampled(data, generator), fit.theta, seed=seed + m, guide=fit.guide)
+            theta = copy.deepcopy(fit.theta)
+            again = run(fit.method, fit.model, resampled(data, generator), theta, seed=seed + m, guide=fit.guide)
             table, size = proper_draws(again, data, 1)
         tables.append(table)
         sizes.append(size)

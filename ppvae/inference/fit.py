@@ -151,7 +151,7 @@ def traced(model: Model, theta: Parameters, data: Data) -> tuple[Batch, poutine.
     rows = 3 if data.n_features == 2 else 2  # not as many as features, or one could pass for the other
     few_rows = data.batch(torch.arange(min(rows, data.n_rows), device=data.device))
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
+        with threads_for(few_rows.x.numel()), torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
             trace = poutine.trace(partial(model.model, theta)).get_trace(few_rows)
             beyond = _beyond_support(random_sites(trace))
             if beyond is None:
