@@ -56,7 +56,7 @@ class Curves(torch.nn.Module):
     def loss(self, batch, chosen):
         rows = batch.take(chosen)
         x = rows.x @ self.weight.mT
-        noise = torch.randn_like(x)
+        noise = torch.randn_like(x) - torch.randn_like(x)  # two draws that a compiler might take for one
         coin = binary_cross_entropy_with_logits(x, x.detach().sigmoid().square(), reduction="none")
         weighed = binary_cross_entropy_with_logits(x, coin.detach().tanh(), pos_weight=x.new_full((3,), 2.0))
         return (functional.softplus(x) * noise + functional.softplus(x, beta=2.5) + coin + x.sigmoid()).mean() + weighed

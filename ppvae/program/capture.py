@@ -4,9 +4,9 @@ Pyro interprets its program again at every step. Here the program runs once unde
 loss and its gradient as a flat graph; random draws are operations of the graph, so each call draws anew. The graph runs as it is, or
 compiled by Inductor, the compiler behind `torch.compile`.
 
-What is compiled first goes through two changes. Sums into indexed places (the gradient of `means[k]`) stay PyTorch's own: with several
+What is compiled is changed in two places first. Sums into indexed places (the gradient of `means[k]`) stay PyTorch's own: with several
 threads, torch 2.13's compiler for the CPU may write such sums to wrong places, past the end of their tensor too (pytorch/pytorch#191837).
-And the curves of networks and coins are said in words that a value and its gradient share, so that each exponential is taken once.
+And the curves of networks and coins are said in words that a value and its gradient share: one exponential and a cheap logarithm.
 """
 
 import logging
@@ -21,7 +21,6 @@ import pyro
 import torch
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor, nn
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppvae.data import Batch
@@ -127,6 +126,7 @@ def with_opaque_sums(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """The graph with every sum into indexed places hidden from the compiler."""
     for node in graph.graph.nodes:
         node.target = SUMS.get(node.target, node.target)
+        node.meta.clear()  # what the recording knew of its tensors, which the compiler works out anew
     graph.recompile()
     return graph
 
@@ -168,7 +168,7 @@ def compiled(graph: Graph, parameters: Sequence[Tensor], tensors: Sequence[Tenso
     options["fallback_random"] = True  # the draws of the program, not others of the compiler's
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[example[0].device] if on_gpu else []), torch.no_grad():
         warnings.simplefilter("ignore")  # the compiler's own deprecations
-        lean = with_opaque_sums(once_each(make_fx(flat, decomposition_table=SHARED)(*example)))
+        lean = with_opaque_sums(make_fx(flat, decomposition_table=SHARED)(*example))
         fast = torch._inductor.compile(lean, example, options=options)
         fast(*example)
         if on_gpu:
@@ -200,15 +200,6 @@ def replayed(run: Callable[..., Sequence[Tensor]], held: list[Tensor]) -> Callab
         return [out.clone() for out in found]  # the next replay writes here again
 
     return replay
-
-
-def once_each(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The graph with each of its operations once, where the same one on the same values stood twice."""
-    graph.graph = fx_graph_cse(graph.graph)
-    for node in graph.graph.nodes:
-        node.meta.clear()  # what the recording knew of its tensors, which the compiler works out anew
-    graph.recompile()
-    return graph
 
 
 def _small(x: Tensor) -> Tensor:
