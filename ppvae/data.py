@@ -141,6 +141,8 @@ class Data:
     @cached_property
     def n_observed(self) -> Tensor:
         """(D,): how many entries of each column are observed."""
+        if self.complete:
+            return torch.full((self.n_features,), self.n_rows, device=self.device)
         count = torch.zeros(self.n_features, dtype=torch.long, device=self.device)
         for part in self.chunks(STRIP):
             count += part.observed.sum(0)
@@ -170,7 +172,7 @@ class Data:
     @cached_property
     def unobserved(self) -> tuple[str, ...]:
         """The names of columns of which nothing is observed: nothing can be learnt of them, though a fit may say what they could be."""
-        return tuple(c for c, seen in zip(self.columns, self.observed.any(0).tolist(), strict=True) if not seen)
+        return tuple(c for c, seen in zip(self.columns, self.n_observed.tolist(), strict=True) if not seen)
 
     @cached_property
     def constant(self) -> tuple[str, ...]:
