@@ -10,7 +10,10 @@ from ppvae.exact import Exact, ExactGuide
 from ppvae.inference.em import sum_statistics
 from ppvae.inference.method import Method, Outcome, Task, floor_warning
 from ppvae.model import Model
+from ppvae.parameters import Parameters
 from ppvae.scores import exact_log_marginal
+
+WAKING = 10  # passes over a table that threads begin to pay for, in the time in which sleeping threads wake
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,10 @@ class ClosedForm(Method):
         if model.closed_forms is None or not model.closed_forms.has("solve"):
             return f"{model.name} has no closed-form maximum likelihood"
         return model.closed_forms.cannot_solve(data)
+
+    def entries(self, data: Data, theta: Parameters) -> int:
+        """Many steps share the time in which threads wake; a single one needs a larger table to be worth it."""
+        return super().entries(data, theta) // WAKING
 
     def run(self, task: Task) -> Outcome:
         began = time.perf_counter()
