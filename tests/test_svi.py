@@ -395,3 +395,70 @@ def test_the_schedule_rises_to_its_peak_and_falls_to_nearly_nothing():
     assert int(np.argmax(rates)) == 100
     assert rates[0] < 0.05 * 0.03
     assert rates[-1] < 1e-3 * 0.03
+
+
+class Spoiling(Location):
+    """Changes what it is given."""
+
+    def model(self, theta, batch):
+        batch.x.mul_(0.5)
+        super().model(theta, batch)
+
+
+class Frail(Location):
+    """A finite score whose gradient is none: that of a root at 0."""
+
+    def model(self, theta, batch):
+        with batch.rows:
+            loc = theta.mean + (theta.mean - theta.mean.detach()).square().sqrt()
+            pyro.sample("x", dist.StudentT(4.0, loc, 1.0).to_event(1), obs=batch.x)
+
+
+class Table(torch.nn.Module):
+    """A place for each row."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.places = torch.nn.Embedding(rows, 2, sparse=True, dtype=torch.float64)
+
+    def forward(self, batch):
+        with batch.rows:
+            pyro.sample("z", dist.Normal(self.places(batch.index), 1.0).to_event(1))
+
+
+class Fixed(Location):
+    def init(self, data, generator):
+        return super().init(data, generator).freeze("mean")
+
+
+def test_a_story_that_changes_its_rows_is_refused():
+    data = ppvae.load_data("faithful")
+    kept = data.x.clone()
+    with pytest.raises(ValueError, match=r"changes batch\.x in place, .*: change a copy, batch\.x\.clone\(\)"):
+        ppvae.fit(Spoiling(), data, ppvae.SVI(steps=2))
+    assert (data.x == kept).all()
+
+
+@pytest.mark.parametrize("compile", [False, "auto"])
+def test_a_gradient_that_is_none_leaves_the_parameters_of_the_last_finite_point(compile):
+    fit = ppvae.fit(Frail(), ppvae.load_data("faithful"), ppvae.SVI(steps=20, compile=compile))
+    assert fit.status.startswith("stopped: ")
+    assert not fit.converged
+    assert np.isfinite(fit.params["mean"]).all()
+
+
+def test_a_story_with_nothing_to_learn_is_refused():
+    with pytest.raises(ValueError, match="there is nothing to learn"):
+        ppvae.fit(Fixed(), ppvae.load_data("faithful"), ppvae.SVI(steps=2))
+
+
+def test_sparse_gradients_are_refused():
+    data = ppvae.load_data("iris")
+    with pytest.raises(ValueError, match="sparse=False"):
+        ppvae.fit(PPCA(2), data, ppvae.SVI(steps=2), guide=Table(data.n_rows))
+
+
+def test_a_guide_that_the_bound_sums_out_is_said_to_learn_nothing():
+    fit = ppvae.fit(GMM(2, component="guided"), ppvae.load_data("faithful"), ppvae.SVI(steps=200, objective="iwae", particles=2))
+    assert "the guide of component learnt nothing, since objective='iwae' sums it out" in fit.status
+    assert not fit.converged

@@ -146,8 +146,8 @@ def check_story(model: Model, theta: Parameters, data: Data) -> None:
 
 
 def traced(model: Model, theta: Parameters, data: Data) -> tuple[Batch, poutine.Trace]:
-    """A few rows and the story's trace on them; raise ValueError, with the line, for one that fails, observes nothing or
-    holds parameters of its own."""
+    """A few rows and the story's trace on them; raise ValueError, with the line, for one that fails, observes nothing, changes
+    the rows or holds parameters of its own."""
     rows = 3 if data.n_features == 2 else 2  # not as many as features, or one could pass for the other
     few_rows = data.batch(torch.arange(min(rows, data.n_rows), device=data.device))
     try:
@@ -160,6 +160,9 @@ def traced(model: Model, theta: Parameters, data: Data) -> tuple[Batch, poutine.
         raise ValueError(f"{model.name}: the story fails{_where(error)}: {_why(error)}") from error
     if beyond is not None:
         raise ValueError(f"{model.name}: {beyond}")
+    spoilt = next((name for name in ("x", "context") if getattr(getattr(few_rows, name), "_version", 0)), None)
+    if spoilt is not None:
+        raise ValueError(f"{model.name}: the story changes batch.{spoilt} in place, and so the data: change a copy, batch.{spoilt}.clone()")
     given = next((name.partition("$$$")[0] for name, site in trace.nodes.items() if site["type"] == "param"), None)
     if given is not None:
         remedy = f"give it in init, as Parameters({given}=...), and read theta.{given}"

@@ -20,6 +20,7 @@ from ppvae import guides
 from ppvae.data import Batch, Data
 from ppvae.inference.method import Method, Outcome, Task, floor_warning
 from ppvae.inference.objectives import Rows, objective, reweighed_rows
+from ppvae.messages import few
 from ppvae.program.capture import CaptureError, capture, compiled, no_compiler, operations, tensors_of
 from ppvae.program.derive import exact_forms
 from ppvae.program.joint import is_row_site, sites_of
@@ -124,8 +125,10 @@ class SVI(Method):
         training = Training(self, task, data, held, guide)
         training.loop()
         warning = floor_warning(task.model, task.theta)
-        status = "; ".join(said for said in (training.status, self.unbounded(), warning) if said)
-        return Outcome(guide, status, training.converged and warning is None, training.done, training.step.engine, training.history)
+        untrained = training.step.untrained()
+        status = "; ".join(said for said in (training.status, self.unbounded(), untrained, warning) if said)
+        converged = training.converged and not warning and not untrained
+        return Outcome(guide, status, converged, training.done, training.step.engine, training.history)
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:
@@ -184,16 +187,22 @@ class Step:
         self.guide, self.method = guide, method
         self.module = nn.ModuleDict({"theta": task.theta, "guide": guide})
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
-        few = data.head()
+        if not self.parameters:
+            raise ValueError(f"{task.model.name}: every parameter is frozen and the guide has none, so there is nothing to learn")
+        if any(getattr(m, "sparse", False) for m in self.module.modules()):
+            raise ValueError(f"{task.model.name}: Adam has no steps for sparse gradients: give the embedding sparse=False")
+        buffers = {name: b.clone() for name, b in self.module.named_buffers()}  # which trial runs may move
+        head = data.head()
         self.enumerated = any(
-            site["infer"].get("enumerate") == "parallel" for p in (self.program, guide) for site in sites_of(p, few).values()
+            site["infer"].get("enumerate") == "parallel" for p in (self.program, guide) for site in sites_of(p, head).values()
         )
         self.objective = objective(method.objective)
-        drawn = {n: s for n, s in sites_of(guide, few).items() if not s["infer"].get("enumerate")}
+        drawn = {n: s for n, s in sites_of(guide, head).items() if not s["infer"].get("enumerate")}
         self.stuck = next((name for name, site in drawn.items() if not site["fn"].has_rsample), None)
         self.kl_weight = torch.tensor(method.kl_weight(0), dtype=data.dtype, device=data.device)
-        self._refuse(task, few)
+        self._refuse(task, head)
         self.run, self.engine = self._choose(chosen)
+        self.module.load_state_dict(buffers, strict=False)
 
     def _refuse(self, task: Task, batch: Batch) -> None:
         """Raise ValueError for an objective that does not hold for this story and guide."""
@@ -210,6 +219,16 @@ class Step:
                 f"{task.model.name}: the guide's site {self.stuck!r} has no reparametrised gradient, which objective={name!r} with these "
                 "settings needs: use objective='elbo' without beta, kl_warmup or free_bits"
             )
+
+    def untrained(self) -> str | None:
+        """A sentence for a guide's sites that the objective sums out, so that their part of the guide learns nothing; None without any."""
+        if self.objective.analytic is not None:
+            return None
+        summed = [n for n, s in sites_of(self.guide, self.task.data.head()).items() if s["infer"].get("enumerate") == "parallel"]
+        if not summed:
+            return None
+        name = self.method.objective
+        return f"the guide of {few(summed)} learnt nothing, since objective={name!r} sums it out: use 'elbo', or no such guide"
 
     def _choose(self, chosen: tuple[Tensor, ...]) -> tuple[Callable[..., Tensor], str]:
         """How to run a step on rows like the `chosen` ones, and a sentence on it."""
@@ -355,7 +374,8 @@ class Training:
         seconds = paused - self.began - self.paused
         elbo = self.value(losses)
         point = {"step": self.done, "seconds": seconds, "elbo": elbo}
-        finite = not losses or math.isfinite(elbo)
+        # A loss is that before its step, whose gradient may be none even where the loss is finite.
+        finite = not losses or (math.isfinite(elbo) and all(bool(p.isfinite().all()) for p in self.step.parameters))
         if finite and self.exact is not None:
             try:
                 point["log_likelihood"] = float(exact_log_marginal(self.exact, self.task.theta, self.task.data).mean())
