@@ -7,6 +7,7 @@ import csv
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -348,7 +349,7 @@ def _check_size(shape: tuple[int, ...], where: str) -> None:
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValueError(f"{where} has more than one column called {few(twice)}: give each its own name")
 
@@ -387,8 +388,9 @@ def _numbers(column: pd.Series) -> np.ndarray:
 
 
 def _finite(values: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
-    rows, columns = np.nonzero(np.isinf(values))
-    if rows.size:
+    endless = np.isinf(values)
+    if endless.any():
+        rows, columns = endless.nonzero()
         inf = few(names[i] for i in sorted(set(columns.tolist())))
         raise ValueError(
             f"{where} holds inf in {inf} (first in row {rows[0]}, counting from 0): correct it, or write NaN for a missing value"
