@@ -44,6 +44,10 @@ class Batch:
         observed = self.observed[:1].expand(len(chosen), -1) if self.complete else self.observed[chosen]
         return replace(self, x=self.x[chosen], observed=observed, index=self.index[chosen], context=context)
 
+    def filled(self, value: Tensor | float) -> Tensor:
+        """(B, D): x with missing entries at `value`."""
+        return self.x if self.complete else torch.where(self.observed, self.x, value)
+
     @cached_property
     def patterns(self) -> Patterns:
         """The rows grouped by their missing entries; worked out once for a batch."""
@@ -158,7 +162,7 @@ class Data:
         """(D,): the variance of each column's observed entries, divisor n."""
         squares = torch.zeros_like(self.mean)
         for part in self.chunks(STRIP):
-            squares += torch.where(part.observed, part.x - self.mean, 0.0).square().sum(0)
+            squares += (part.filled(self.mean) - self.mean).square().sum(0)
         return squares / self.n_observed.clamp(min=1)
 
     @cached_property
@@ -179,8 +183,8 @@ class Data:
         """The names of columns whose observed entries are all the same."""
         low, high = torch.full_like(self.mean, torch.inf), torch.full_like(self.mean, -torch.inf)
         for part in self.chunks(STRIP):
-            low = torch.minimum(low, torch.where(part.observed, part.x, torch.inf).amin(0))
-            high = torch.maximum(high, torch.where(part.observed, part.x, -torch.inf).amax(0))
+            low = torch.minimum(low, part.filled(torch.inf).amin(0))
+            high = torch.maximum(high, part.filled(-torch.inf).amax(0))
         return tuple(c for c, same in zip(self.columns, (low == high).tolist(), strict=True) if same)
 
     def batch(self, index: Tensor | None = None) -> Batch:
