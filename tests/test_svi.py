@@ -1,5 +1,6 @@
 """SVI: its defaults reach the optimum, its engines agree, and what goes wrong ends in a sentence."""
 
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -202,14 +203,19 @@ def test_a_compiled_run_is_the_same_run():
     np.testing.assert_allclose(compiled.params["mean"], captured.params["mean"], rtol=1e-6)
 
 
-def test_without_a_compiler_the_graph_runs_as_it_is(monkeypatch):
-    """As on a machine that has none."""
+@pytest.mark.parametrize(("there", "words"), [(False, "there is no C[+][+] compiler [(]"), (True, "the compiler fails [(]")])
+def test_without_a_compiler_the_graph_runs_as_it_is(monkeypatch, tmp_path, there, words):
+    """As on a machine that has none, or one that gives its version and fails."""
     data, many = ppvae.load_data("faithful"), ppvae.SVI(steps=50)
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(svi, "COMPILING_PAYS", 0)
-    assert ppvae.fit(Location(), data, many).engine.startswith("captured, not compiled: no C++ compiler (")
-    with pytest.raises(ValueError, match=r"there is no C\+\+ compiler .*: install it, or use compile='auto'"):
-        ppvae.fit(Location(), data, replace(many, compile=True))
+    compiler = tmp_path / "compiler"
+    if there:
+        compiler.write_text('#!/bin/sh\ncase "$1" in --version) echo g++ 12.0;; *) exit 1;; esac\n')
+        compiler.chmod(0o755)
+    with inductor.patch({"cpp.cxx": (str(compiler),), "force_disable_caches": True}):
+        assert re.match(f"captured, not compiled: {words}", ppvae.fit(Location(), data, many).engine)
+        with pytest.raises(ValueError, match=f"compile=True, but {words}.*: mend that, or use compile='auto'"):
+            ppvae.fit(Location(), data, replace(many, compile=True))
 
 
 LOOKUPS = {

@@ -24,7 +24,7 @@ from ppvae.inference.method import Method, Outcome, Task
 from ppvae.inference.svi import COMPILING_PAYS
 from ppvae.messages import few
 from ppvae.model import Model
-from ppvae.program.capture import CaptureError, capture, compiled, no_compiler, operations, tensors_of
+from ppvae.program.capture import CaptureError, CompileError, capture, compiled, operations, tensors_of
 from ppvae.program.derive import Derived
 from ppvae.program.given import continuous, given, moved
 from ppvae.program.joint import enumerated_trace, log_joint, log_joint_given_shared, shared_total
@@ -133,8 +133,11 @@ class Posterior:
             return self._plain, f"plain Pyro: the story could not be captured ({error})"
         gradients = self.method.chains * (self.method.draws + self.method.warmup) * LEAPFROGS
         engine = "captured"
-        if gradients * operations(graph) >= COMPILING_PAYS and not no_compiler(self.batch.x.device):
-            graph, engine = compiled(graph, parameters, tensors), "captured and compiled"
+        if gradients * operations(graph) >= COMPILING_PAYS:
+            try:
+                graph, engine = compiled(graph, parameters, tensors), "captured and compiled"
+            except CompileError as error:
+                engine = f"captured, not compiled: {error}"
         return partial(Energy.apply, lambda values: graph(values, tensors)), engine
 
     def _plain(self, *values: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ppvae.data import Batch, Data
 from ppvae.inference.method import Method, Outcome, Task, floor_warning
 from ppvae.inference.objectives import Rows, objective, reweighed_rows
 from ppvae.messages import few
-from ppvae.program.capture import CaptureError, capture, compiled, no_compiler, operations, tensors_of
+from ppvae.program.capture import CaptureError, CompileError, capture, compiled, operations, tensors_of
 from ppvae.program.derive import exact_forms
 from ppvae.program.joint import is_row_site, sites_of
 from ppvae.scores import exact_log_marginal
@@ -246,13 +246,13 @@ class Step:
             return self._plain(), f"plain Pyro: the program could not be captured ({error})"
         if self.method.compile == "auto" and self.method.steps * operations(graph) < COMPILING_PAYS:
             return partial(self._captured, graph), "captured; too few steps to win back a compilation"
-        missing = no_compiler(self.table.x.device)
-        if missing and self.method.compile is True:
-            raise ValueError(f"compile=True, but there is {missing}: install it, or use compile='auto'")
-        if missing:
-            return partial(self._captured, graph), f"captured, not compiled: {missing}"
         self.task.progress(0, self.method.steps, "compiling the program")
-        return partial(self._captured, compiled(graph, self.parameters, self.tensors, self.kl_weight, *chosen)), "captured and compiled"
+        try:
+            return partial(self._captured, compiled(graph, self.parameters, self.tensors, self.kl_weight, *chosen)), "captured and compiled"
+        except CompileError as error:
+            if self.method.compile is True:
+                raise ValueError(f"compile=True, but {error}: mend that, or use compile='auto'") from error
+            return partial(self._captured, graph), f"captured, not compiled: {error}"
 
     def loss(self, table: Batch, weight: Tensor, *chosen: Tensor) -> Tensor:
         """The objective on the chosen rows as a tensor program, nats per row; `weight` () is the KL's."""

@@ -35,6 +35,10 @@ class CaptureError(RuntimeError):
     """The program cannot be recorded as a graph; the message says why."""
 
 
+class CompileError(RuntimeError):
+    """The graph cannot be compiled here; the message says why."""
+
+
 def tensors_of(batch: Batch) -> list[Tensor]:
     """The tensors of a batch, those that a graph takes."""
     return [t for t in (batch.x, batch.observed, batch.index, batch.context) if t is not None]
@@ -74,9 +78,14 @@ def capture(module: nn.Module, loss: Loss, batch: Batch, *more: Tensor, other: S
     return graph
 
 
+def first_line(error: Exception) -> str:
+    """What an error says before it goes on."""
+    return str(error).strip().partition("\n")[0]
+
+
 def _reason(error: Exception) -> str:
     """What stops a recording, in the story's terms where it is a value read from a tensor."""
-    said = str(error).strip().splitlines()[0]
+    said = first_line(error)
     if "value out of a tracing tensor" not in said:
         return said
     ours = (*torch.__path__, *pyro.__path__)
@@ -139,22 +148,24 @@ def operations(graph: Graph) -> int:
 
 def no_compiler(device: torch.device) -> str | None:
     """What Inductor lacks to generate code for this device here, None where nothing."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds to import: only where something will be compiled
+    from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils._triton import has_triton
 
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, OSError) as error:
-        return f"no C++ compiler ({str(error).strip().splitlines()[0]})"
-    return "no Triton, which compiles for GPUs" if device.type == "cuda" and not has_triton() else None
+        return f"there is no C++ compiler ({first_line(error)})"
+    return "there is no Triton, which compiles for GPUs" if device.type == "cuda" and not has_triton() else None
 
 
 def compiled(graph: Graph, parameters: Sequence[Tensor], tensors: Sequence[Tensor], *more: Tensor) -> Graph:
-    """The graph compiled for arguments shaped as these; no random state is spent.
+    """The graph compiled for arguments shaped as these; no random state is spent. Raises CompileError where that cannot be done.
 
     On a GPU a call is one CUDA graph, which reads `parameters` and `tensors` where they lie: others given in their place are copied there.
     """
+    from torch._inductor.exc import InductorError  # seconds to import: only where something will be compiled
+
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     many, few = len(parameters), len(parameters) + len(tensors)
 
@@ -163,13 +174,19 @@ def compiled(graph: Graph, parameters: Sequence[Tensor], tensors: Sequence[Tenso
         return value, *gradients
 
     example: list[Any] = [*parameters, *tensors, *(m.clone() for m in more)]
-    on_gpu = example[0].device.type == "cuda"
+    device = example[0].device
+    missing, on_gpu = no_compiler(device), device.type == "cuda"
+    if missing:
+        raise CompileError(missing)
     options = {} if on_gpu else {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
     options["fallback_random"] = True  # the draws of the program, not others of the compiler's
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[example[0].device] if on_gpu else []), torch.no_grad():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[device] if on_gpu else []), torch.no_grad():
         warnings.simplefilter("ignore")  # the compiler's own deprecations
         lean = with_opaque_sums(make_fx(flat, decomposition_table=SHARED)(*example))
-        fast = torch._inductor.compile(lean, example, options=options)
+        try:
+            fast = torch._inductor.compile(lean, example, options=options)
+        except InductorError as error:
+            raise CompileError(f"the compiler fails ({first_line(error)})") from error
         fast(*example)
         if on_gpu:
             fast = replayed(fast, example)
