@@ -468,3 +468,24 @@ def test_a_guide_that_the_bound_sums_out_is_said_to_learn_nothing():
     fit = ppvae.fit(GMM(2, component="guided"), ppvae.load_data("faithful"), ppvae.SVI(steps=200, objective="iwae", particles=2))
     assert "the guide of component learnt nothing, since objective='iwae' sums it out" in fit.status
     assert not fit.converged
+
+
+class Counting(torch.nn.Module):
+    """A guide that counts its runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("runs", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, batch):
+        self.runs += 1
+        with batch.rows:
+            pyro.sample("z", dist.Normal(self.loc.expand(batch.size, 2), 1.0).to_event(1))
+
+
+def test_trial_runs_leave_no_trace():
+    data = ppvae.load_data("iris")
+    task = Task(PPCA(2), data, start(PPCA(2), data, 0), None, 0)
+    for compile in (False, "auto"):
+        assert Step(ppvae.SVI(compile=compile), task, Counting(), data, ()).guide.runs == 0
