@@ -177,6 +177,11 @@ class Shuffled:
         return (self.order[self.at - self.rows : self.at],)
 
 
+def picked(table: Batch, *chosen: Tensor) -> Batch:
+    """The chosen rows; all where none are named."""
+    return table.take(*chosen) if chosen else table
+
+
 class Step:
     """Loss (negative objective, nats per row) of some rows, with its gradients left on the parameters; `engine` says how it runs."""
 
@@ -255,8 +260,8 @@ class Step:
             return partial(self._captured, graph), f"captured, not compiled: {error}"
 
     def loss(self, table: Batch, weight: Tensor, *chosen: Tensor) -> Tensor:
-        """The objective on the chosen rows as a tensor program, nats per row; `weight` () is the KL's."""
-        batch = table.take(*chosen) if chosen else table
+        """The objective on the chosen rows (none named: all) as a tensor program, nats per row; `weight` () is the KL's."""
+        batch = picked(table, *chosen)
         rows: Rows = self.objective.rows
         if self.method.reweighed:
             assert self.objective.analytic is not None  # SVI refuses the others
@@ -272,7 +277,7 @@ class Step:
                 if elbo is None:
                     loss = self.loss(self.table, self.kl_weight, *chosen)
                 else:
-                    batch = self.table.take(*chosen) if chosen else self.table
+                    batch = picked(self.table, *chosen)
                     loss = elbo.differentiable_loss(self.program, self.guide, batch) / batch.n_total
                 gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             self._leave(gradients)
