@@ -56,8 +56,7 @@ class GaussianExact(Exact):
         return None if data.complete else "gaussian has a closed form for complete data only"
 
     def solve(self, data: Data) -> dict[str, Tensor]:
-        residual = data.x - data.mean
-        return {"mean": data.mean, "covariance": bounded(residual.mT @ residual / data.n_rows, data.scale.outer(data.scale))}
+        return {"mean": data.mean, "covariance": bounded(data.batch().covariance, data.scale.outer(data.scale))}
 
 
 def bounded(covariance: Tensor, unit: Tensor) -> Tensor:

@@ -62,11 +62,11 @@ class PCAExact(LinearGaussianExact):
         return None if data.complete else "pca has a closed form for complete data only"
 
     def solve(self, data: Data) -> dict[str, Tensor]:
-        """The L leading right singular vectors of the centred table, stretched to the variance along them."""
-        _, values, vectors = torch.linalg.svd(data.x - data.mean, full_matrices=False)
+        """The L leading eigenvectors of the covariance, stretched to the variance along them."""
         size = self.model.n_latents
-        variance = (values[:size].square() / data.n_rows - NOISE * data.variance.mean()).clamp(min=0.0)
-        return {"loadings": canonical(vectors[:size].mT * variance.sqrt()), "mean": data.mean}
+        values, vectors = torch.linalg.eigh(data.batch().covariance)
+        variance = (values[-size:] - NOISE * data.variance.mean()).clamp(min=0.0)
+        return {"loadings": canonical(vectors[:, -size:] * variance.sqrt()), "mean": data.mean}
 
 
 def canonical(loadings: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class PPCAExact(LinearGaussianExact):
 
     def solve(self, data: Data) -> dict[str, Tensor]:
         """The L leading eigenvectors of the covariance, stretched; the noise is the mean of the eigenvalues left out."""
-        size, (_, root) = self.model.n_latents, data.batch().condensed
-        values, vectors = torch.linalg.eigh(root.mT @ root / data.n_rows)
+        size = self.model.n_latents
+        values, vectors = torch.linalg.eigh(data.batch().covariance)
         noise = values[:-size].mean().clamp(min=NOISE_FLOOR * data.variance.mean())
         top = (values[-size:] - noise).clamp(min=0.0).sqrt()
         return {"loadings": (vectors[:, -size:] * top).flip(-1), "mean": data.mean, "noise_variance": noise}

@@ -14,8 +14,9 @@ from torch import Tensor
 from ppvae.messages import few
 from ppvae.patterns import Patterns
 from ppvae.tables import numbered, read_table
+from ppvae.threads import threads
 
-STRIP = 4096  # rows: a pass over the table keeps no copy of it
+STRIP = 2**18  # entries: a pass over the table works near the processor, and keeps no copy of it
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,23 @@ class Batch:
         return None if self.complete else self.observed.to(self.x.dtype)
 
     @cached_property
+    def covariance(self) -> Tensor:
+        """The covariance of complete rows, (D, D), divisor B."""
+        _, root = self.condensed
+        return root.mT @ root / self.size
+
+    @cached_property
     def condensed(self) -> tuple[Tensor, Tensor]:
         """The mean of complete rows, (D,), and as few rows as there are features, (D, D), whose products r^T r sum to those around it."""
-        mean = self.x.sum(0, dtype=torch.float64) / self.size
+        mean, rows = torch.zeros_like(self.x[0], dtype=torch.float64), 0
         products = torch.zeros_like(mean.outer(mean))
-        for part in self.x.split(STRIP):
-            centred = part - mean
-            products += centred.mT @ centred
+        with threads(1):
+            for part, _, centred in strips(self.x, self.observed):
+                own = part.mean(0, dtype=torch.float64)
+                away, weight = own - mean, len(part) / (rows + len(part))
+                products += _products(torch.sub(part, own, out=centred)) + away.outer(away) * (rows * weight)
+                mean += weight * away
+                rows += len(part)
         scale = products.diagonal().sqrt()
         scale = torch.where(scale > 0, scale, 1.0)  # columns count alike, so that small ones keep their digits
         correlation = products / scale.outer(scale)
@@ -93,6 +104,19 @@ class Batch:
     def scale(self) -> float:
         """N / B, the weight of each row of this batch."""
         return self.n_total / self.size
+
+
+def strips(x: Tensor, observed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Consecutive rows of both, and room of their shape to work in, float64 and the same for all."""
+    rows = max(1, STRIP // x.shape[1])
+    room = torch.empty(min(rows, len(x)), x.shape[1], dtype=torch.float64, device=x.device)
+    for part, seen in zip(x.split(rows), observed.split(rows), strict=True):
+        yield part, seen, room[: len(part)]
+
+
+def _products(rows: Tensor) -> Tensor:
+    """rows^T rows, (D, D). NumPy's works out one half of what is symmetric, torch's both; its threads must not meet torch's."""
+    return torch.from_numpy(rows.numpy().T @ rows.numpy()) if rows.device.type == "cpu" else rows.mT @ rows
 
 
 class Data:
@@ -113,14 +137,17 @@ class Data:
         if isinstance(x, Data):
             raise ValueError("this is a ppvae.Data already: pass it as it is")
         table = read_table(x, columns=columns)
-        values = torch.as_tensor(np.ascontiguousarray(table.values), dtype=torch.float64)
-        self.observed: Tensor = ~torch.isnan(values)
-        self.x: Tensor = torch.where(self.observed, values, torch.zeros_like(values))
+        self.x: Tensor = torch.from_numpy(table.values)
+        if table.complete:  # one row stands for all
+            self.observed: Tensor = torch.ones(1, self.n_features, dtype=torch.bool).expand(self.n_rows, -1)
+        else:
+            self.observed = ~torch.isnan(self.x)
+            self.x.nan_to_num_(nan=0.0)
         self.columns: tuple[str, ...] = tuple(table.columns)
         self.name, self.labels = name, labels
-        self.image_shape = table.image_shape if image_shape is None else _as_image_shape(image_shape, values.shape[1])
+        self.image_shape = table.image_shape if image_shape is None else _as_image_shape(image_shape, self.n_features)
         self.index = table.index
-        self.context = None if context is None else _as_context(context, len(values))
+        self.context = None if context is None else _as_context(context, self.n_rows)
 
     @property
     def n_rows(self) -> int:
@@ -140,30 +167,43 @@ class Data:
 
     @cached_property
     def complete(self) -> bool:
-        return bool(self.observed.all())
+        return self.observed.stride(0) == 0 or bool(self.observed.all())
 
     @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(D,) each: how many entries of a column are observed, their mean, and the sum of their squared distances from it.
+
+        One pass over the table, whose strips are merged (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance").
+        """
+        count, mean, squares = torch.zeros(3, self.n_features, dtype=torch.float64, device=self.device)
+        with threads(1):
+            for part, observed, centred in strips(self.x, self.observed):
+                rows = torch.full_like(count, len(part)) if self.complete else observed.sum(0).to(count)
+                own = part.sum(0, dtype=torch.float64) / rows.clamp(min=1)
+                away, weight = own - mean, rows / (count + rows).clamp(min=1)
+                torch.sub(part, own, out=centred)
+                if not self.complete:
+                    centred *= observed
+                squares += centred.square_().sum(0) + away.square() * count * weight
+                mean += weight * away
+                count += rows
+        return count, mean.to(self.x), squares.to(self.x)
+
+    @property
     def n_observed(self) -> Tensor:
         """(D,): how many entries of each column are observed."""
-        if self.complete:
-            return torch.full((self.n_features,), self.n_rows, device=self.device)
-        count = torch.zeros(self.n_features, dtype=torch.long, device=self.device)
-        for part in self.chunks(STRIP):
-            count += part.observed.sum(0)
-        return count
+        return self._moments[0]
 
-    @cached_property
+    @property
     def mean(self) -> Tensor:
         """(D,): the mean of each column's observed entries."""
-        return self.x.sum(0) / self.n_observed.clamp(min=1)
+        return self._moments[1]
 
     @cached_property
     def variance(self) -> Tensor:
         """(D,): the variance of each column's observed entries, divisor n."""
-        squares = torch.zeros_like(self.mean)
-        for part in self.chunks(STRIP):
-            squares += (part.filled(self.mean) - self.mean).square().sum(0)
-        return squares / self.n_observed.clamp(min=1)
+        count, _, squares = self._moments
+        return squares / count.clamp(min=1)
 
     @cached_property
     def scale(self) -> Tensor:
@@ -181,11 +221,13 @@ class Data:
     @cached_property
     def constant(self) -> tuple[str, ...]:
         """The names of columns whose observed entries are all the same."""
-        low, high = torch.full_like(self.mean, torch.inf), torch.full_like(self.mean, -torch.inf)
-        for part in self.chunks(STRIP):
-            low = torch.minimum(low, part.filled(torch.inf).amin(0))
-            high = torch.maximum(high, part.filled(-torch.inf).amax(0))
-        return tuple(c for c, same in zip(self.columns, (low == high).tolist(), strict=True) if same)
+        # Rounding leaves far less than this of a constant column's spread; which are constant is then seen from the entries.
+        even = self.variance.sqrt() <= 1e3 * torch.finfo(self.dtype).eps * self.mean.abs()
+        return tuple(self.columns[place] for place, likely in enumerate(even.tolist()) if likely and self._is_constant(place))
+
+    def _is_constant(self, place: int) -> bool:
+        entries = self.x[:, place][self.observed[:, place]]
+        return len(entries) > 0 and bool((entries == entries[0]).all())
 
     def batch(self, index: Tensor | None = None) -> Batch:
         """The rows `index` (all of them when None) as a Batch that stands for all N rows."""

@@ -1,8 +1,7 @@
 """How good a fit is, row by row: exact where the model is, estimated with a standard error elsewhere, and marked as which."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import sqrt
 
 import numpy as np
@@ -14,6 +13,7 @@ from ppvae.exact import Exact
 from ppvae.parameters import Parameters
 from ppvae.program.joint import Program, elbo_rows, log_weights
 from ppvae.program.read import without_prior
+from ppvae.threads import threads_for
 
 
 class Scores(np.ndarray):
@@ -61,18 +61,6 @@ class Scores(np.ndarray):
 
 ENOUGH = 20  # effective draws, below which importance weights say nothing
 AT_ONCE = 100_000  # rows times draws in one run of a story
-SMALL = 500_000  # entries: below this, threads cost more in waiting for one another than they save
-
-
-@contextmanager
-def threads_for(entries: int) -> Iterator[None]:
-    """One thread within the block where each operation works on few entries; on a busy machine two would spin for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if entries < SMALL else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def by_chunks(score: Callable[[Batch], Tensor], data: Data, rows: int) -> Tensor:

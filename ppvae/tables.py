@@ -25,11 +25,12 @@ from ppvae.messages import few, unknown
 class Table:
     """Numbers in rows and columns.
 
-    values: (N, D) float64, NaN where missing.  columns: D names, all different.
+    values: (N, D) float64, C order, NaN where missing.  complete: none is.  columns: D names, all different.
     index: the row labels that a frame or file gave, or None.  image_shape: (H, W) where the source was N pictures, D = H W.
     """
 
     values: np.ndarray
+    complete: bool
     columns: tuple[str, ...]
     index: pd.Index | None = None
     image_shape: tuple[int, int] | None = None
@@ -175,7 +176,7 @@ def _from_frame(frame: pd.DataFrame, columns: Sequence[str] | None, where: str) 
     _check_size(frame.shape, where)
     _check_numeric(frame, names, where)
     values = np.column_stack([_numbers(frame.iloc[:, i]) for i in range(len(names))])
-    return Table(_finite(values, names, where), tuple(names), frame.index)
+    return _table(values, names, where, index=frame.index)
 
 
 def column_names(source) -> list[str]:
@@ -213,7 +214,7 @@ def _from_array(array: np.ndarray, columns: Sequence[str] | None, where: str) ->
         frame = pd.DataFrame(values)
         _check_numeric(frame, names, where)
         values = np.column_stack([_numbers(frame[i]) for i in range(len(names))])
-    return Table(_finite(values.astype(np.float64), names, where), tuple(names), image_shape=image_shape)
+    return _table(values.astype(np.float64, order="C"), names, where, image_shape=image_shape)
 
 
 # --- what a source is ---------------------------------------------------------------------------------------------------------------
@@ -387,12 +388,14 @@ def _numbers(column: pd.Series) -> np.ndarray:
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _finite(values: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
-    endless = np.isinf(values)
-    if endless.any():
+def _table(values: np.ndarray, names: Sequence[str], where: str, **more: Any) -> Table:
+    """The table of these values. Raises ValueError where one of them is inf."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = bool(np.isfinite(values.sum()))  # nothing that is not finite is lost in a sum
+    if not finite and (endless := np.isinf(values)).any():
         rows, columns = endless.nonzero()
         inf = few(names[i] for i in sorted(set(columns.tolist())))
         raise ValueError(
             f"{where} holds inf in {inf} (first in row {rows[0]}, counting from 0): correct it, or write NaN for a missing value"
         )
-    return values
+    return Table(np.ascontiguousarray(values), finite or not np.isnan(values).any(), tuple(names), **more)

@@ -29,7 +29,7 @@ from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.joint import Program, log_joint
-from ppvae.scores import threads_for
+from ppvae.threads import threads_for
 
 COARSE = 21  # places among which the highest point of a bound is looked for first
 

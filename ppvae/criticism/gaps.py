@@ -22,7 +22,8 @@ from ppvae.inference.method import Task, seeded
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.program.read import read_guide
-from ppvae.scores import Scores, sampled_elbo, threads_for
+from ppvae.scores import Scores, sampled_elbo
+from ppvae.threads import threads_for
 
 ROWS = 512  # where the best of the family is searched for row by row, so many rows stand for all
 REFINEMENT = SVI(steps=600, batch_size=None, learning_rate=0.03, compile=False, particles=4)

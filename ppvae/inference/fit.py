@@ -28,7 +28,7 @@ from ppvae.messages import either, few, unknown
 from ppvae.model import Model
 from ppvae.parameters import Parameters, in_words
 from ppvae.program.joint import is_row_site, log_joint_given_shared, random_sites, unwrapped
-from ppvae.scores import threads_for
+from ppvae.threads import threads, threads_for
 
 
 def fit(
@@ -78,6 +78,7 @@ def fit(
     return run(method, model, data, theta, seed=seed, guide=guide, progress=progress)
 
 
+@threads(1)
 def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data:
     """The data checked against the model, on the device of the fit."""
     if data.unobserved:
@@ -89,6 +90,7 @@ def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data
     return data.to(device=device)
 
 
+@threads(1)
 def rounded(data: Data, dtype: torch.dtype) -> Data:
     """The data in the precision of the fit. Raises ValueError where it is too coarse for them."""
     _check_range(data, dtype)
@@ -145,13 +147,14 @@ def check_story(model: Model, theta: Parameters, data: Data) -> None:
     _check_heed(model, theta, data)
 
 
+@threads(1)
 def traced(model: Model, theta: Parameters, data: Data) -> tuple[Batch, poutine.Trace]:
     """A few rows and the story's trace on them; raise ValueError, with the line, for one that fails, observes nothing, changes
     the rows or holds parameters of its own."""
     rows = 3 if data.n_features == 2 else 2  # not as many as features, or one could pass for the other
     few_rows = data.batch(torch.arange(min(rows, data.n_rows), device=data.device))
     try:
-        with threads_for(few_rows.x.numel()), torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
             trace = poutine.trace(partial(model.model, theta)).get_trace(few_rows)
             beyond = _beyond_support(random_sites(trace))
             if beyond is None:
@@ -285,6 +288,7 @@ def refuse(method: Method, model: Model, data: Data) -> None:
     raise ValueError(f"{reason}: use {either(able)}")
 
 
+@threads(1)
 def start(model: Model, data: Data, seed: int, init: Mapping[str, Any] | None = None) -> Parameters:
     """The start that every method of a seed shares."""
     with seeded(seed) as generator:
