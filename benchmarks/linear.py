@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pandas as pd
 from sklearn.decomposition import PCA, FactorAnalysis
 
 import ppvae
@@ -22,10 +23,11 @@ def rows() -> Iterator[dict[str, object]]:
     """One row for each table and contestant."""
     for name, x, latents in tables():
         data, model = ppvae.Data(x), ppvae.models.FactorAnalysis(latents)
-        climbs = {title: np.array(ppvae.fit(model, data, method).history.log_likelihood) for title, method in METHODS.items()}
-        climbs["scikit-learn"] = np.array(_scikit_learn(x, latents, 3000).loglike_) / len(x)
+        climbs = {title: ppvae.fit(model, data, method).history.set_index("step").log_likelihood for title, method in METHODS.items()}
+        theirs = np.array(_scikit_learn(x, latents, 3000).loglike_) / len(x)
+        climbs["scikit-learn"] = pd.Series(theirs, 1 + np.arange(len(theirs)))
         goal = max(climb.max() for climb in climbs.values()) - GAP
-        steps = {title: int((climb >= goal).argmax()) + 1 for title, climb in climbs.items()}
+        steps = {title: max(1, int((climb >= goal).idxmax())) for title, climb in climbs.items()}
         for title, method in METHODS.items():
             short = replace(method, max_steps=steps[title], tolerance=0.0)
             pair: Contestants = {

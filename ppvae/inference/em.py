@@ -27,7 +27,7 @@ ACCELERATIONS = ("squarem", "anderson")
 class EM(Method):
     """Exact EM.
 
-    max_steps: E-steps at most.  tolerance: nats per row; EM stops when a step gains less.
+    max_steps: at most.  tolerance: nats per row; EM stops when a step gains less.
     acceleration: None, "squarem" (Varadhan & Roland 2008, scheme S3) or "anderson" (Walker & Ni 2011, depth 5), both guarded.
     """
 
@@ -76,11 +76,19 @@ class Climb:
         self.exact: Exact = task.model.closed_forms
         self.batches: list[Batch] = self.exact.batches(task.data)
         self.free = [p for p in task.theta.parameters() if p.requires_grad]
-        self.began, self.steps = time.perf_counter(), 0
+        self.began, self.e_steps = time.perf_counter(), 0
         self.history: list[dict[str, float]] = []
         self.best = -math.inf
         self.rounding = max(1e-10, 16 * torch.finfo(task.data.dtype).eps)  # of a log-likelihood, relative
         self.status, self.remedy, self.converged = "", "", False
+        dtype = task.data.dtype
+        self.coarse = None if dtype == torch.float64 else str(dtype).removeprefix("torch.")
+        self.reached = self.here
+
+    @property
+    def steps(self) -> int:
+        """An E-step and an M-step each: the last E-step only looks where they led."""
+        return self.e_steps - 1
 
     @property
     def here(self) -> Tensor:
@@ -95,21 +103,21 @@ class Climb:
         """Log-likelihood per row at `vector`, and the statistics there."""
         self.move(vector)
         statistics = sum_statistics(self.exact, self.task.theta, self.batches)
-        self.steps += 1
+        self.e_steps += 1
         return float(statistics["log_likelihood"]) / self.task.data.n_rows, statistics
 
     @torch.no_grad()
     def m_step(self, statistics: Statistics) -> Tensor:
         """The maximiser, from statistics made at the present parameters."""
         self.task.theta.assign(maximized(self.exact, self.task.theta, statistics))
-        return self.here
+        self.reached = self.here
+        return self.reached
 
     def __call__(self, vector: Tensor) -> Tensor:
         """The EM step from `vector`, itself the image of a point seen before: ascent is certain, and too small a gain ends the climb."""
         value, statistics = self._evaluate(vector)
         if not value >= self.best - self.rounding * (1 + abs(value)):  # or NaN
-            dtype = self.task.data.dtype
-            coarse = "" if dtype == torch.float64 else f", or {str(dtype).removeprefix('torch.')} is too coarse (use dtype='float64')"
+            coarse = f", or {self.coarse} is too coarse (use dtype='float64')" if self.coarse else ""
             raise Stop(
                 f"the log-likelihood went from {self.best} to {value} nats per row at step {self.steps}: "
                 f"the model's closed forms do not belong to its story (see ppvae.laws.check){coarse}",
@@ -118,6 +126,9 @@ class Climb:
         gain, self.best = value - self.best, value
         self._log(value)
         if gain < self.method.tolerance:
+            seen = torch.finfo(self.task.data.dtype).eps * abs(value)
+            if self.coarse and self.method.tolerance < seen:
+                raise Stop(f"stopped where {self.coarse} sees no more gain ({seen:.0e} nats per row): use dtype='float64' to go on", False)
             raise Stop(f"converged: the last step gained less than {self.method.tolerance:g} nats per row", True)
         return self.m_step(statistics)
 
@@ -134,7 +145,8 @@ class Climb:
         return self.m_step(statistics)
 
     def _evaluate(self, vector: Tensor) -> tuple[float, Statistics]:
-        if self.steps >= self.method.max_steps:
+        if self.e_steps >= self.method.max_steps:
+            self._log(self.e_step(self.reached)[0])
             remedy = ": raise max_steps" if self.method.acceleration else ": raise max_steps, or accelerate"
             raise Stop(f"stopped at max_steps={self.method.max_steps} before the tolerance was met", False, remedy)
         return self.e_step(vector)
