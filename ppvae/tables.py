@@ -10,15 +10,19 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 from pandas.api import types
 
 from ppvae.messages import few, unknown
+
+# Older pandas rounds the last digit of numbers in a .csv unless told not to; newer ones need no telling, and warn.
+EXACT_DIGITS = {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,12 @@ def read_table(source, columns: Sequence[str] | None = None) -> Table:
 
     columns: where the source has names, those to take, in this order; where it has none (an array), the names to give.
 
-    None, NA, null, NaN and empty fields mean missing. Booleans count as 0 and 1. A .csv whose first row holds only numbers has no header:
-    its columns are called x0, x1, ...; a first column without a name holds row labels.
+    None, NA, null, NaN and empty fields mean missing, and so does a blank line among the rows of a .csv with one column. Booleans count
+    as 0 and 1. A .csv whose first row holds only numbers has no header: its columns are called x0, x1, ...; a first column without a name
+    holds row labels.
 
     Raises ValueError for a file that is missing, empty or not a table, for columns that are not real numbers, for inf, and for a table
-    without rows or columns, with columns of the same name, or of another number of dimensions.
+    without rows or columns, with columns of the same name or without one, or of another number of dimensions.
 
     >>> table = read_table([[1, None], [3, 4.5]], columns=["a", "b"])
     >>> table.columns, table.values.tolist()
@@ -173,9 +178,11 @@ def _from_frame(frame: pd.DataFrame, columns: Sequence[str] | None, where: str) 
                 raise unknown("column", column, names)
         frame, names = frame.iloc[:, [names.index(c) for c in columns]], list(columns)
         _check_names(names, where)
+    if "" in names:
+        remedy = "give it one (a comma at the end of each line makes such a column), or name the columns to take (columns=, --columns)"
+        raise ValueError(f"{where} has a column without a name: {remedy}")
     _check_size(frame.shape, where)
-    _check_numeric(frame, names, where)
-    values = np.column_stack([_numbers(frame.iloc[:, i]) for i in range(len(names))])
+    values = _all_numbers(frame, names, where, "name the columns to take (columns=, --columns)")
     return _table(values, names, where, index=frame.index)
 
 
@@ -211,9 +218,7 @@ def _from_array(array: np.ndarray, columns: Sequence[str] | None, where: str) ->
         raise ValueError(f"{where} has {values.shape[1]} columns without names and {len(names)} names were given: give one name to each")
     _check_names(names, where)
     if values.dtype.kind not in "biuf":
-        frame = pd.DataFrame(values)
-        _check_numeric(frame, names, where)
-        values = np.column_stack([_numbers(frame[i]) for i in range(len(names))])
+        values = _all_numbers(pd.DataFrame(values), names, where, "leave it out")
     return _table(values.astype(np.float64, order="C"), names, where, image_shape=image_shape)
 
 
@@ -238,12 +243,14 @@ def _as_frame(source) -> pd.DataFrame | None:
 
 def _as_array(source, where: str) -> np.ndarray:
     if hasattr(source, "detach"):  # a torch tensor
-        source = source.detach().cpu()
+        source = source.detach().cpu().to_dense()
         source = source.double() if source.is_floating_point() else source  # numpy has no bfloat16
     if isinstance(source, np.ma.MaskedArray):
         return np.ma.filled(source.astype(np.float64), np.nan)
     try:
         array = np.asarray(source)
+        if array.dtype.kind in "SU" and not isinstance(source, np.ndarray):  # numbers beside a text are still numbers
+            array = np.asarray(source, dtype=object)
     except (ValueError, TypeError) as error:
         raise ValueError(f"the rows of {where} differ in length: give each the same number of values, NaN where one is missing") from error
     if array.ndim == 0:
@@ -269,6 +276,8 @@ def _read_file(path: Path) -> pd.DataFrame | np.ndarray:
         raise ValueError(f"{path.name} is empty: save the table in it again")
     try:
         return reader(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} cannot be read as a .csv table: its text is not UTF-8; save it as UTF-8") from error
     except (ValueError, EOFError, OSError, csv.Error) as error:
         reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ").rstrip(".")
         raise ValueError(f"{path.name} cannot be read as a {path.suffix.lower()} table: {reason}") from error
@@ -286,23 +295,42 @@ def _read_csv(path: Path, *, to_the_letter: bool = False) -> pd.DataFrame:
         )
     header = _is_header(first)
     if header:
-        _check_names([name for name in first if name], "its header")
+        _check_names(first, "its header")
+    content: Path | StringIO = path
     layout: dict[str, Any] = {"header": 0 if header else None, "index_col": 0 if header and first[0] == "" else None}
-    if not to_the_letter:
-        # One dtype a column, not one a chunk.
-        return pd.read_csv(path, **layout, skipinitialspace=True, low_memory=False, float_precision="round_trip")
+    if len(first) == 1:  # a blank line is a missing entry, unless it stands before a header or after all rows
+        text = _text(path).rstrip("\r\n")
+        content = StringIO(text.lstrip("\r\n") if header else text)
+        layout |= {"skip_blank_lines": False} if header else {"skip_blank_lines": False, "names": range(1)}
     # Spaces before a quote do not belong to the text that it begins.
-    spaced = re.search(r', +"', path.read_text(encoding="utf-8-sig")) is not None
-    frame = pd.read_csv(path, **layout, skipinitialspace=spaced, dtype=str, keep_default_na=False)
+    spaced = not to_the_letter or re.search(r', +"', _text(path)) is not None
+    # One dtype a column, not one a chunk.
+    numbers = {"low_memory": False, **EXACT_DIGITS}
+    letters = {"dtype": str, "keep_default_na": False}
+    frame = pd.read_csv(content, **layout, skipinitialspace=spaced, **(letters if to_the_letter else numbers))
     if not header:
         return frame
     names = _first_rows(path, skipinitialspace=spaced)[0]  # pandas gives names of its own to columns without
     return frame.set_axis(names[len(names) - frame.shape[1] :], axis=1)
 
 
+def headless(path: Path) -> bool:
+    """Whether the first row of this .csv file holds only numbers, and so is read as data; False for other files."""
+    return path.suffix.lower() == ".csv" and not _is_header(_first_rows(path, skipinitialspace=True)[0])
+
+
+def _text(path: Path) -> str:
+    with _opened(path) as file:
+        return file.read()
+
+
+def _opened(path: Path) -> TextIO:
+    return path.open(newline="", encoding="utf-8-sig")
+
+
 def _first_rows(path: Path, *, skipinitialspace: bool) -> tuple[list[str], list[str]]:
     """The fields of the first two rows of a .csv that are not empty."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with _opened(path) as file:
         rows = (row for row in csv.reader(file, skipinitialspace=skipinitialspace) if row)
         return next(rows, [""]), next(rows, [])
 
@@ -319,7 +347,7 @@ def _is_number(field: str) -> bool:
         float(field or "nan")
     except ValueError:
         return False
-    return True
+    return "_" not in field  # Python's own way to write 1_000
 
 
 def _read_npy(path: Path) -> np.ndarray:
@@ -350,27 +378,39 @@ def _check_size(shape: tuple[int, ...], where: str) -> None:
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
-    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    twice = sorted(name for name, times in Counter(names).items() if name and times > 1)
     if twice:
         raise ValueError(f"{where} has more than one column called {few(twice)}: give each its own name")
 
 
-def _check_numeric(frame: pd.DataFrame, names: Sequence[str], where: str) -> None:
+def _all_numbers(frame: pd.DataFrame, names: Sequence[str], where: str, choice: str) -> np.ndarray:
+    """(N, D) float64. Raises ValueError for columns of something else, with `choice` as the last remedy, and for endless numbers."""
+    _check_numeric(frame, names, where, choice)
+    columns = []
+    for place, name in enumerate(names):
+        try:
+            columns.append(_numbers(frame.iloc[:, place]))
+        except OverflowError as error:
+            raise ValueError(f"{where} has a number in {name} that is beyond float64's range: correct or rescale it") from error
+    return np.column_stack(columns)
+
+
+def _check_numeric(frame: pd.DataFrame, names: Sequence[str], where: str, choice: str) -> None:
     """Refuse columns of text, dates, categories, complex numbers or mixed objects, by name and with an example."""
     bad = [i for i in range(len(names)) if not _is_numeric(frame.iloc[:, i])]
     if bad:
-        column = frame.iloc[:, bad[0]].dropna()
-        words = (value for value in column if not _is_number(str(value)))
-        example = next(words, column.iloc[0] if len(column) else None)
-        if types.is_timedelta64_dtype(column.dtype):
+        values = [value for i in bad for value in frame.iloc[:, i].dropna()]
+        words = (value for value in values if not _is_number(str(value)))
+        example = next(words, values[0] if values else None)
+        if isinstance(example, pd.Timedelta):
             remedy = "count it in seconds, .dt.total_seconds()"
         elif _is_number(str(example)):
-            remedy = "it is a category or text column of numbers, so use .astype(float)"
+            remedy = "it is text or a category of numbers, so make it one of numbers, .astype(float)"
         else:
             remedy = "encode it as numbers, leave missing values empty"
         raise ValueError(
             f"{where} has something other than real numbers in {few(names[i] for i in bad)} (such as {str(example)!r}): "
-            f"{remedy}, or name the columns to take (columns=, --columns)"
+            f"{remedy}, or {choice}"
         )
 
 

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from ppvae.tables import as_written, completed, read_frame, read_table, write_table
+from ppvae.tables import as_written, completed, headless, read_frame, read_table, write_table
 
 nan = float("nan")
 
@@ -21,6 +21,7 @@ nan = float("nan")
         np.ma.masked_array([[1, 2.5], [0, 7]], mask=[[False, False], [False, True]]),
         np.array([(1, 2.5), (0, nan)], dtype=[("a", int), ("b", float)]),
         torch.tensor([[1, 2.5], [0, nan]], dtype=torch.bfloat16, requires_grad=True),
+        torch.tensor([[1, 2.5], [0, nan]]).to_sparse(),
         pd.DataFrame({"a": [True, False], "b": [2.5, None]}),
         pd.DataFrame({"a": pd.array([1, 0], "Int64"), "b": pd.array([2.5, None], "Float64")}),
         pd.DataFrame({"a": [1, 0], "b": [Decimal("2.5"), pd.NA]}),
@@ -67,8 +68,13 @@ def test_columns_name_an_array_and_choose_from_a_frame():
         (pd.DataFrame({"kind": ["1", "x"], "n": [1, 2]}), "in kind .such as 'x'.*--columns"),
         (pd.DataFrame({"day": pd.to_datetime(["2020-01-01"])}), "other than real numbers in day"),
         (pd.DataFrame({"kind": pd.Categorical(["a"])}), "other than real numbers in kind"),
-        (pd.DataFrame({"age": pd.Categorical([1, 2])}), "in age .such as '1'.: .* use .astype.float., or name"),
-        (pl.DataFrame({"age": ["1.5", None]}), "use .astype.float., or name"),
+        (pd.DataFrame({"age": pd.Categorical([1, 2])}), "in age .such as '1'.: .* numbers, .astype.float., or name"),
+        (pl.DataFrame({"age": ["1.5", None]}), "numbers, .astype.float., or name"),
+        (pd.DataFrame({"id": ["1", "2"], "sex": ["m", "f"]}), "in id and sex .such as 'm'.: encode"),
+        ([[1, "a"]], "other than real numbers in x1 .such as 'a'.: encode .* or leave it out"),
+        ([[10**400, 1]], "a number in x0 that is beyond float64's range"),
+        ([[10**400, 0.5]], "a number in x0 that is beyond float64's range"),
+        (pd.DataFrame({"": [1], "a": [2]}), "a column without a name: give it one"),
         (pd.DataFrame({"stay": pd.to_timedelta([1, 2], unit="D")}), r"in stay .*\.dt\.total_seconds\(\), or name"),
         (pl.DataFrame({"kind": ["a", None]}), "other than real numbers in kind"),
         (np.ones(2) * 1j, "other than real numbers in x0"),
@@ -96,15 +102,29 @@ def test_what_is_no_table_is_refused(source, sentence):
         (",a,b\nrow,1,2\nother,3,\n", ("a", "b"), [[1, 2], [3, nan]]),
         (",0,1\n0,1,2\n1,3,\n", ("0", "1"), [[1, 2], [3, nan]]),
         ("0,1,2\n1,2,5\n", ("0", "1", "2"), [[1, 2, 5]]),
+        ('\na\n1\n\n""\n3\n\n', ("a",), [[1], [nan], [nan], [3]]),
+        ("\r\n1\r\n\r\n3\r\n", ("x0",), [[nan], [1], [nan], [3]]),
     ],
-    ids=["header", "spaces", "byte-order mark", "no header", "row labels", "pandas' own", "pandas' own, no index"],
-)
+    ids=[
+        "header", "spaces", "byte-order mark", "no header", "row labels", "pandas' own", "pandas' own, no index",
+        "blank lines", "blank lines, no header",
+    ],
+)  # fmt: skip
 def test_a_csv_with_and_without_header(tmp_path, text, columns, values):
     path = tmp_path / "table.csv"
     path.write_text(text, encoding="utf-8")
     table = read_table(path)
     assert table.columns == columns
     np.testing.assert_array_equal(table.values, values)
+
+
+@pytest.mark.filterwarnings("error")
+def test_only_a_csv_of_numbers_alone_is_headless(tmp_path):
+    for name, text, bare in (("a.csv", "2019,2020\n1,2\n", True), ("b.csv", "a,2020\n1,2\n", False), ("c.csv", "0,1,2\n4,5,6\n", False)):
+        (tmp_path / name).write_text(text)
+        assert headless(tmp_path / name) == bare
+        assert len(read_table(tmp_path / name).values) == 1 + bare
+    assert not headless(tmp_path / "none.npy")
 
 
 def test_npy_and_parquet(tmp_path):
@@ -136,8 +156,9 @@ def test_a_frame_is_written_and_read_as_it_was(tmp_path, name):
         "code,age,price, sp,\n001,43,1.10, a ,NA\n1E10,?,TRUE,,\n",
         ",age,flag\n07,?,0020\nNA,43.50,9007199254740993\n",
         'age,site\n4,"so,uth"\n?,"a ""b"""\n',
+        "age,,\n43,1.10,\n?,,\n",
     ],
-    ids=["codes", "row labels", "quotes"],
+    ids=["codes", "row labels", "quotes", "no names"],
 )
 def test_a_csv_is_completed_to_the_letter(tmp_path, text, hole):
     """Only the hole in `age`, here "?", is filled; where that is to be a number, the other columns still are text."""
@@ -200,6 +221,11 @@ def test_a_completed_column_holds_real_numbers_of_its_own_kind(holed, filled):
         ("a.csv", b"a;b\n1;2\n", "semicolons stand between its fields: write commas"),
         ("a.csv", b"a,b\n1,?\n", r"in b \(such as '\?'\)"),
         ("a.csv", b"a,b\n1,-inf\n", "inf in b"),
+        ("a.csv", b"a,b,\n1,2,\n", "a.csv has a column without a name"),
+        ("a.csv", b"a,b\n1_000,2\n", r"in a \(such as '1_000'\): encode it as numbers"),
+        ("a.csv", b"a,b\n" + b"9" * 400 + b",2\n", "a number in a that is beyond float64's range"),
+        ("a.csv", "größe\n1\n".encode("latin-1"), "its text is not UTF-8; save it as UTF-8"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "its text is not UTF-8; save it as UTF-8"),
         ("a.csv", b"\x89PNG\x00\xff", "a.csv cannot be read as a .csv table"),
         ("a.npy", b"hello", "a.npy cannot be read as a .npy table"),
         ("a.parquet", b"hello", "a.parquet cannot be read as a .parquet table"),
