@@ -6,13 +6,16 @@ units, and read constrained by its public name, so the two views cannot drift ap
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppvae.messages import unknown
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _RAW = "raw_"
 _OWN = ("_", _RAW, "unit_", "floor_")  # how names begin that no story reads
@@ -23,21 +26,25 @@ EMPTY = 1e-9  # a share below this belongs to a component without rows
 class Constrained:
     """A start for one parameter.
 
-    value: the constrained tensor, any shape.
+    value: the constrained numbers, any shape: a tensor of floats as it is, anything else that torch reads (an array, a list, a number) as
+        float64.
     constraint: where it must stay, a `torch.distributions.constraints` object.
     unit: the size of one natural step, broadcast over `value`: an optimiser sees `value / unit`, so a column in metres and one in
         millimetres train alike.
     floor: in units; a positive value stays above it, a covariance keeps every eigenvalue (of the covariance in units) above it.
     """
 
-    value: Tensor
+    value: "Tensor | ArrayLike"
     constraint: constraints.Constraint = constraints.real
     unit: Tensor | float = 1.0
     floor: float = 0.0
 
 
 class Parameters(nn.Module):
-    """Constrained tensors by name, and networks by name. Raises ValueError for batch normalisation, which ties rows to one another.
+    """Constrained numbers by name, and networks by name.
+
+    Raises ValueError for batch normalisation, which ties rows to one another, for a name that a Module needs itself, and for a start or a
+    constraint that is none.
 
     >>> theta = Parameters(mean=torch.zeros(2), noise_variance=Constrained(torch.tensor(4.0), constraints.positive))
     >>> theta.noise_variance.item(), theta.trainable
@@ -47,21 +54,24 @@ class Parameters(nn.Module):
     2.0
     """
 
-    def __init__(self, **values: Tensor | Constrained | nn.Module) -> None:
+    def __init__(self, **values: "Tensor | ArrayLike | Constrained | nn.Module") -> None:
         super().__init__()
         self._constraints: dict[str, constraints.Constraint] = {}
+        taken = set(values).intersection(dir(self))
+        if taken:
+            raise ValueError(f"Parameters has a {min(taken)!r} of its own, as every torch Module: give the parameter another name")
         for name, value in values.items():
             if isinstance(value, nn.Module):
-                if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in value.modules()):
-                    raise ValueError(f"{name}: batch normalisation ties rows to one another, so that no row has an ELBO: use nn.LayerNorm")
+                check_rows_apart(name, value)
                 self.add_module(name, value)
                 continue
             start = value if isinstance(value, Constrained) else Constrained(value)
-            self._constraints[name] = start.constraint
-            like = partial(torch.as_tensor, dtype=start.value.dtype, device=start.value.device)
+            numbers = _numbers(name, start.value)
+            self._constraints[name] = _trainable(name, start.constraint)
+            like = partial(torch.as_tensor, dtype=numbers.dtype, device=numbers.device)
             self.register_buffer(f"unit_{name}", like(start.unit).detach().clone())
             self.register_buffer(f"floor_{name}", like(start.floor))
-            self.register_parameter(_RAW + name, nn.Parameter(self._raw(name, start.value.detach())))
+            self.register_parameter(_RAW + name, nn.Parameter(self._raw(name, numbers)))
 
     def __getattr__(self, name: str) -> Any:
         known = self.__dict__.get("_constraints", {})
@@ -179,6 +189,33 @@ class Parameters(nn.Module):
             else:
                 free += value.numel()
         return free
+
+
+def check_rows_apart(what: str, network: nn.Module) -> None:
+    """Raise ValueError for a network in which what is said of a row depends on the others in its batch."""
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+        raise ValueError(f"{what}: batch normalisation ties rows to one another, so that no row has an ELBO: use nn.LayerNorm")
+
+
+def _numbers(name: str, value: "Tensor | ArrayLike") -> Tensor:
+    """A start as a tensor of floats, detached."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach()
+    try:
+        return torch.as_tensor(value, dtype=torch.float64).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(value).__name__
+        raise ValueError(f"{name}: a parameter starts at numbers (a tensor, an array, a list) or is a torch Module, not {kind}") from error
+
+
+def _trainable(name: str, constraint: constraints.Constraint) -> constraints.Constraint:
+    """The constraint itself, where free numbers can be carried to it."""
+    try:
+        transform_to(constraint)
+    except NotImplementedError as error:
+        remedy = "take one of torch.distributions.constraints, such as constraints.positive"
+        raise ValueError(f"{name}: no start can be trained under the constraint {constraint!r}: {remedy}") from error
+    return constraint
 
 
 def clip_eigenvalues(covariance: Tensor, floor: Tensor | float) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -181,3 +182,30 @@ def test_values_are_detached_copies():
 def test_unknown_attributes_are_attribute_errors():
     with pytest.raises(AttributeError):
         _ = theta().sigma
+
+
+@pytest.mark.parametrize(
+    "start", [[1.0, 2.0], np.array([1.0, 2.0], dtype="f4"), torch.tensor([1, 2]), (1, 2)], ids=lambda s: type(s).__name__
+)
+def test_a_start_is_anything_that_torch_reads(start):
+    parameters = Parameters(plain=start, positive=Constrained(start, constraints.positive))
+    for name in parameters.names:
+        assert getattr(parameters, name).tolist() == pytest.approx([1, 2])
+        assert getattr(parameters, name).dtype == torch.float64
+    assert Parameters(number=0.5).number.shape == ()
+    assert Parameters(single=torch.zeros(2)).single.dtype == torch.float32  # the precision of a tensor is its owner's choice
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"loc": None}, r"^loc: a parameter starts at numbers .* not NoneType$"),
+        ({"loc": "0"}, r"^loc: a parameter starts at numbers .* not str$"),
+        ({"scale": Constrained(1.0, "positive")}, r"^scale: no start .* under the constraint 'positive': .*constraints\.positive"),
+        ({"coin": Constrained(1.0, constraints.boolean)}, "^coin: no start can be trained under the constraint Boolean"),
+        *(({name: 1.0}, f"has a '{name}' of its own.*another name") for name in ("values", "names", "type", "float", "training")),
+    ],
+)  # fmt: skip
+def test_what_is_no_parameter_is_refused(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Parameters(**values)
