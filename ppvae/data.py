@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppvae.messages import few
 from ppvae.patterns import Patterns
-from ppvae.tables import numbered, read_table
+from ppvae.tables import as_array, column_names, numbered, read_table
 from ppvae.threads import threads
 
 STRIP = 2**18  # entries: a pass over the table works near the processor, and keeps no copy of it
@@ -123,7 +123,7 @@ class Data:
     """A table of N rows and D features in which NaN means missing.
 
     x: an array, tensor, pandas or polars frame, (N, D), (N,) or images (N, H, W).
-    context: (N,) or (N, C), known for every row (labels, covariates).  columns: D names.
+    context: (N,) or (N, C), known for every row (labels, covariates).  columns: D names.  labels: (N,), known classes.
 
     Attributes: `x` (N, D) float64 with missing entries zeroed, `observed` (N, D) bool, `context`, `columns`, `name`, `labels` (known
     classes, used for colours only), `image_shape` (height, width). Raises ValueError for what is not such a table.
@@ -144,7 +144,8 @@ class Data:
             self.observed = ~torch.isnan(self.x)
             self.x.nan_to_num_(nan=0.0)
         self.columns: tuple[str, ...] = tuple(table.columns)
-        self.name, self.labels = name, labels
+        self.name = name
+        self.labels = None if labels is None else _as_labels(labels, self.n_rows)
         self.image_shape = table.image_shape if image_shape is None else _as_image_shape(image_shape, self.n_features)
         self.index = table.index
         self.context = None if context is None else _as_context(context, self.n_rows)
@@ -266,7 +267,7 @@ class Data:
             self.x[index],
             self.observed[index],
             None if self.context is None else self.context[index],
-            None if self.labels is None else np.asarray(self.labels)[chosen],
+            None if self.labels is None else self.labels[chosen],
             None if self.index is None else self.index[chosen],
         )
 
@@ -433,13 +434,25 @@ def _as_image_shape(shape, n_features: int) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
+def _as_labels(labels, n_rows: int) -> np.ndarray:
+    """(N,): a copy. Raises ValueError unless there is one for each row."""
+    values = np.array(as_array(labels, "the labels"))
+    if values.shape != (n_rows,):
+        raise ValueError(f"labels have shape {values.shape} and x has {n_rows} rows: give one label for each row")
+    return values
+
+
 def _as_context(context, n_rows: int) -> Tensor:
+    array = as_array(context, "the context")
     try:
-        values = torch.tensor(np.asarray(context).astype(np.float64))
+        values = torch.tensor(array.astype(np.float64))
     except (TypeError, ValueError) as error:
         raise ValueError("context must be numbers: give classes as one column each, pandas.get_dummies(labels)") from error
-    if values.ndim == 0 or values.shape[0] != n_rows:
-        raise ValueError(f"context has {len(values) if values.ndim else 0} rows and x has {n_rows}: they must be the same rows")
-    if not torch.isfinite(values).all():
-        raise ValueError("context must be known for every row: it holds NaN or inf")
+    if len(values) != n_rows:
+        raise ValueError(f"context has {len(values)} rows and x has {n_rows}: they must be the same rows")
+    known = torch.isfinite(values)
+    if not known.all():
+        names = column_names(context)
+        where = few(name for name, whole in zip(names, known.reshape(n_rows, -1).all(0), strict=True) if not whole) if names else "it"
+        raise ValueError(f"context must be known for every row, and {where} holds NaN or inf: fill it in, or leave such rows out")
     return values[:, None] if values.ndim == 1 else values

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from ppvae.messages import spelled, unknown
+from ppvae.messages import few, spelled, unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,6 +128,9 @@ def _context(table: "pd.DataFrame", labels: "np.ndarray | None", names: Sequence
     for name in names:
         if name not in known.columns:
             raise unknown("context column", name, known.columns)
+    holed = [name for name in names if known[name].isna().any()]
+    if holed:
+        raise ValueError(f"context must be known for every row, and {few(holed)} has missing entries: fill them in, or leave such rows out")
     return pd.get_dummies(known[list(names)], dtype=float)
 
 

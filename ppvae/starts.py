@@ -1,5 +1,7 @@
 """Starting points that several models share."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -21,13 +23,16 @@ def kmeans_partition(data: Data, n_components: int, generator: torch.Generator) 
     with the weight of D + 1 rows, so that a cluster of a single row has a usable covariance too.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     some = data
     if data.n_rows > MOST_ROWS:
         some = data.take(torch.randperm(data.n_rows, generator=generator)[:MOST_ROWS].to(data.device))
     rows = torch.where(some.observed, (some.x - data.mean) / data.scale, 0.0)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    found = KMeans(n_components, n_init=1, random_state=seed).fit(rows.cpu().numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than clusters leave some empty, which a start may
+        found = KMeans(n_components, n_init=1, random_state=seed).fit(rows.cpu().numpy())
     member = torch.nn.functional.one_hot(torch.as_tensor(found.labels_, device=rows.device).long(), n_components).to(rows)
     count = member.sum(0).clamp(min=1.0)
     centres = member.mT @ rows / count[:, None]

@@ -63,7 +63,7 @@ def read_table(source, columns: Sequence[str] | None = None) -> Table:
         where, source = path.name, _read_file(path)
     frame = _as_frame(source)
     if frame is None:
-        return _from_array(_as_array(source, where), columns, where)
+        return _from_array(as_array(source, where), columns, where)
     return _from_frame(frame, columns, where)
 
 
@@ -241,7 +241,8 @@ def _as_frame(source) -> pd.DataFrame | None:
     return None
 
 
-def _as_array(source, where: str) -> np.ndarray:
+def as_array(source, where: str) -> np.ndarray:
+    """The array that `source`, an array, nested list or tensor, is or amounts to. Raises ValueError for rows that differ in length."""
     if hasattr(source, "detach"):  # a torch tensor
         source = source.detach().cpu().to_dense()
         source = source.double() if source.is_floating_point() else source  # numpy has no bfloat16

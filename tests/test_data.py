@@ -64,6 +64,13 @@ def test_a_file_is_named_by_its_stem_and_columns_choose(tmp_path):
         ppvae.load_data(str(tmp_path / "table.csv"))
 
 
+def test_a_context_column_with_holes_is_named(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a,sex\n1,m\n2,\n")
+    with pytest.raises(ValueError, match="context must be known for every row, and sex has missing entries"):
+        ppvae.load_data(path, context=["sex"])
+
+
 def test_context_columns_are_coded_and_left_out_of_the_features(tmp_path):
     pd.DataFrame({"a": [1, 2, 3], "kind": ["q", "p", "q"], "dose": [0.5, 1, 2]}).to_csv(tmp_path / "table.csv", index=False)
     data = ppvae.load_data(tmp_path / "table.csv", context=["dose", "kind"])
@@ -166,6 +173,31 @@ def test_rescaled_maps_the_whole_table_onto_the_unit_interval():
     assert data.observed.tolist() == [[True, True], [True, False]]
     with pytest.raises(ValueError, match="no range"):
         Data([[2.0, 2.0]]).rescaled()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"labels": ["a"]}, r"labels have shape \(1,\) and x has 2 rows: give one label for each"),
+        ({"labels": [["a"], ["b"]]}, r"labels have shape \(2, 1\)"),
+        ({"context": [1.0]}, "context has 1 rows and x has 2"),
+        ({"context": [["a"], ["b"]]}, "context must be numbers"),
+        ({"context": [1.0, np.inf]}, "and it holds NaN or inf"),
+        ({"context": pd.DataFrame({"sex": [0, 1], "age": [30, None]})}, "context must be known for every row, and age holds NaN"),
+    ],
+)
+def test_labels_and_context_are_known_for_every_row(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Data(np.eye(2), **given)
+
+
+def test_labels_and_context_are_copied():
+    labels, context = np.array([1, 2]), torch.ones(2, requires_grad=True)
+    data = Data(np.eye(2), labels=labels, context=context)
+    labels[:] = 0
+    assert data.labels.tolist() == [1, 2]
+    assert data.context.tolist() == [[1], [1]]
+    assert not data.context.requires_grad
 
 
 def test_context_goes_with_its_rows():

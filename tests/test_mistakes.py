@@ -173,10 +173,27 @@ def test_the_models_heed_holes_and_only_their_own_context(entry, filled):
     check_story(model, start(model, data, 0), data)
 
 
-@pytest.mark.parametrize(("change", "words"), [(lambda x: x + 1e12, "subtract its mean"), (lambda x: x * 1e200, "beyond float64's range")])
-def test_columns_beyond_float64(change, words):
+@pytest.mark.parametrize(
+    ("change", "dtype", "words"),
+    [
+        (lambda x: x + 1e12, "float64", "subtract its mean"),
+        (lambda x: x * 1e200, "float64", "beyond float64's range: rescale it"),
+        (lambda x: x * 1e-170, "float64", "beyond float64's range: rescale it"),
+        (lambda x: x * [1, 1, 1, 1e-300], "float64", "petal width .* is beyond float64's range"),
+        (lambda x: x * 1e30, "float32", "beyond float32's range: use dtype='float64', or rescale it"),
+        (lambda x: x * 1e-30, "float32", "beyond float32's range: use dtype='float64', or rescale it"),
+    ],
+)
+def test_columns_beyond_a_type(change, dtype, words):
+    iris = ppvae.load_data("iris")
     with pytest.raises(ValueError, match=words):
-        ppvae.fit(GMM(2), change(ppvae.load_data("iris").numpy()))
+        ppvae.fit(GMM(2), ppvae.Data(change(iris.numpy()), columns=iris.columns), dtype=dtype)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_start_on_repeated_rows_warns_of_nothing():
+    theta = start(GMM(3), ppvae.Data(np.eye(2)[[0, 1] * 10]), 0)
+    assert theta.means.shape == (3, 2)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "a", True])

@@ -98,15 +98,19 @@ def rounded(data: Data, dtype: torch.dtype) -> Data:
 
 
 def _check_range(data: Data, dtype: torch.dtype) -> None:
-    """Raise ValueError for columns whose spread `dtype` cannot work with: where rounding reaches 8 sqrt(eps) standard deviations, which is
-    a millionth of one in float64 and a 400th in float32."""
-    scale, mean = data.scale, data.mean
-    huge = (scale > 1e100) | (scale < 1e-100) | (mean.abs() > 1e100)
-    flat = (mean.abs() * torch.finfo(dtype).eps ** 0.5 > 16 * scale) & ~huge
-    wider = "" if dtype == torch.float64 else "use dtype='float64', or "
+    """Raise ValueError for columns that `dtype` cannot work with: those further from 1 than the cube root of its largest number, since sums
+    of squares must stay in its range, and those where rounding reaches 8 sqrt(eps) standard deviations, which is a millionth of one in
+    float64 and a 400th in float32."""
+    constant = set(data.constant)
+    spread = data.variance.sqrt()  # 0 too where the squares of what varies are below float64's range
+    scale = torch.where(torch.tensor([c in constant for c in data.columns], device=data.device), 1.0, spread)
+    limit = torch.finfo(dtype).max ** (1 / 3)
+    huge = (scale > limit) | (scale < 1 / limit) | (data.mean.abs() > limit)
+    flat = (data.mean.abs() * torch.finfo(dtype).eps ** 0.5 > 16 * scale) & ~huge
+    name, wider = str(dtype).removeprefix("torch."), "" if dtype == torch.float64 else "use dtype='float64', or "
     for bad, remedy in (
-        (huge, "is beyond float64's range: rescale it"),
-        (flat, f"varies too little around its mean for {str(dtype).removeprefix('torch.')}: {wider}subtract its mean"),
+        (huge, f"is beyond {name}'s range: {wider}rescale it"),
+        (flat, f"varies too little around its mean for {name}: {wider}subtract its mean"),
     ):
         if bad.any():
             raise ValueError(f"column {data.columns[int(bad.nonzero()[0, 0])]} {remedy}")
