@@ -78,15 +78,11 @@ class Batch:
     @cached_property
     def condensed(self) -> tuple[Tensor, Tensor]:
         """The mean of complete rows, (D,), and as few rows as there are features, (D, D), whose products r^T r sum to those around it."""
-        mean, rows = torch.zeros_like(self.x[0], dtype=torch.float64), 0
-        products = torch.zeros_like(mean.outer(mean))
         with threads(1):
+            mean = self.x.sum(0, dtype=torch.float64) / self.size
+            products = torch.zeros_like(mean.outer(mean))
             for part, _, centred in strips(self.x, self.observed):
-                own = part.mean(0, dtype=torch.float64)
-                away, weight = own - mean, len(part) / (rows + len(part))
-                products += _products(torch.sub(part, own, out=centred)) + away.outer(away) * (rows * weight)
-                mean += weight * away
-                rows += len(part)
+                products += _products(torch.sub(part, mean, out=centred))
         scale = products.diagonal().sqrt()
         scale = torch.where(scale > 0, scale, 1.0)  # columns count alike, so that small ones keep their digits
         correlation = products / scale.outer(scale)
@@ -171,40 +167,32 @@ class Data:
         return self.observed.stride(0) == 0 or bool(self.observed.all())
 
     @cached_property
-    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(D,) each: how many entries of a column are observed, their mean, and the sum of their squared distances from it.
-
-        One pass over the table, whose strips are merged (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance").
-        """
-        count, mean, squares = torch.zeros(3, self.n_features, dtype=torch.float64, device=self.device)
-        with threads(1):
-            for part, observed, centred in strips(self.x, self.observed):
-                rows = torch.full_like(count, len(part)) if self.complete else observed.sum(0).to(count)
-                own = part.sum(0, dtype=torch.float64) / rows.clamp(min=1)
-                away, weight = own - mean, rows / (count + rows).clamp(min=1)
-                torch.sub(part, own, out=centred)
-                if not self.complete:
-                    centred *= observed
-                squares += centred.square_().sum(0) + away.square() * count * weight
-                mean += weight * away
-                count += rows
-        return count, mean.to(self.x), squares.to(self.x)
-
-    @property
     def n_observed(self) -> Tensor:
         """(D,): how many entries of each column are observed."""
-        return self._moments[0]
+        if self.complete:
+            return torch.full((self.n_features,), self.n_rows, device=self.device)
+        count = torch.zeros(self.n_features, dtype=torch.long, device=self.device)
+        for _, observed, _ in strips(self.x, self.observed):
+            count += observed.sum(0)
+        return count
 
-    @property
+    @cached_property
     def mean(self) -> Tensor:
         """(D,): the mean of each column's observed entries."""
-        return self._moments[1]
+        with threads(1):
+            return (self.x.sum(0, dtype=torch.float64) / self.n_observed.clamp(min=1)).to(self.x)
 
     @cached_property
     def variance(self) -> Tensor:
         """(D,): the variance of each column's observed entries, divisor n."""
-        count, _, squares = self._moments
-        return squares / count.clamp(min=1)
+        squares = torch.zeros_like(self.mean, dtype=torch.float64)
+        with threads(1):
+            for part, observed, centred in strips(self.x, self.observed):
+                torch.sub(part, self.mean, out=centred)
+                if not self.complete:
+                    centred *= observed
+                squares += centred.square_().sum(0)
+        return (squares / self.n_observed.clamp(min=1)).to(self.x)
 
     @cached_property
     def scale(self) -> Tensor:

@@ -222,3 +222,36 @@ def test_condensed_rows_have_the_products_of_all(singular):
     spread = np.maximum(500**0.5 * x.std(0), 1)
     off = root.mT.numpy() @ root.numpy() - (x - x.mean(0)).T @ (x - x.mean(0))
     assert (np.abs(off) <= 500 * 2.0**-53 * np.outer(spread, spread)).all()
+
+
+@pytest.mark.parametrize("strip", [1, 7, 2**18])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_columns_are_is_found_strip_by_strip(monkeypatch, strip, dtype):
+    """A far column, one that is seen only late, a constant one, and one with nothing at all."""
+    monkeypatch.setattr("ppvae.data.STRIP", strip)
+    random = np.random.default_rng(0)
+    x = random.standard_normal((60, 5)) * [1.0, 1.0, 3.0, 0.0, 1.0] + [0.0, 1000.0, 5.0, 0.3, 0.0]
+    x[:50, 2] = np.nan
+    x[:, 4] = np.nan
+    x[random.random(x.shape) < 0.1] = np.nan
+    data = Data(x.astype("float32" if dtype == torch.float32 else "float64")).to(dtype)
+    seen, x = ~np.isnan(x), data.x.numpy().astype(np.longdouble)
+    count = seen.sum(0)
+    mean = (x * seen).sum(0) / np.maximum(count, 1)
+    variance = (np.square(x - mean) * seen).sum(0) / np.maximum(count, 1)
+    assert data.n_observed.tolist() == count.tolist()
+    assert data.constant == ("x3",) and data.unobserved == ("x4",)
+    # Sums of 60 numbers in float64, the mean then rounded to the type of the table: an offset of 1000 of them shows squared.
+    eps = torch.finfo(dtype).eps
+    np.testing.assert_allclose(data.mean, mean.astype(float), rtol=60 * 2.0**-52 + eps)
+    np.testing.assert_allclose(data.variance, variance.astype(float), rtol=60 * 2.0**-52 + eps, atol=(eps * 1000) ** 2)
+
+
+def test_condensed_rows_do_not_depend_on_the_strips(monkeypatch):
+    x = np.random.default_rng(0).standard_normal((100, 3)) + [0.0, 50.0, -1e4]
+    _, whole = Data(x).batch().condensed
+    monkeypatch.setattr("ppvae.data.STRIP", 21)
+    mean, root = Data(x).batch().condensed
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-14)
+    length = whole.square().sum(0).sqrt()
+    assert ((root.mT @ root - whole.mT @ whole).abs() <= 100 * 2.0**-52 * length.outer(length)).all()
