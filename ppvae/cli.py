@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ppvae.places import check_new, check_page
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -73,7 +75,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="How many starts each method gets: the seeds 0, 1, ...")] = 1,
     holdout: Annotated[float, typer.Option(help="The share of the rows that no method sees, only scored.")] = 0.0,
     holdout_entries: Annotated[float, typer.Option(help="The share of the training entries that no method sees, only scored.")] = 0.0,
-    report: Annotated[Path | None, typer.Option(help="Write the report, one HTML file, here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report, one HTML file, here; one that is there is replaced.")] = None,
     columns: Columns = None,
     context: Context = None,
     rescale: Rescale = False,
@@ -89,7 +91,8 @@ def compare(
     Example:
       ppvae compare gmm faithful --set n_components=2 --methods em,svi:steps=2000 --seeds 3 --report report.html
     """
-    _check_file(report)
+    if report:
+        check_page(report)
     from ppvae import terminal
 
     with terminal.progress("comparing") as progress:
@@ -151,7 +154,7 @@ def fit(
     Example:
       ppvae fit gmm faithful --set n_components=2 --method em --out geyser
     """
-    _check_new(out)
+    check_new(out)
     from ppvae import terminal
 
     with terminal.progress("fitting") as progress:
@@ -180,9 +183,9 @@ def fit(
 def check(
     fit: Folder,
     data: DataName,
-    draws: Annotated[int, typer.Option(min=1, help="How many data sets to replicate.")] = 200,
+    draws: Annotated[int, typer.Option(min=20, help="How many data sets to replicate.")] = 200,
     seed: Seed = 0,
-    report: Annotated[Path | None, typer.Option(help="Write the checks, one HTML file, here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the checks, one HTML file, here; one that is there is replaced.")] = None,
     columns: Columns = None,
     context: Context = None,
     rescale: Rescale = False,
@@ -196,7 +199,8 @@ def check(
     Example:
       ppvae check geyser faithful --draws 500 --report checks.html
     """
-    _check_file(report)
+    if report:
+        check_page(report)
     from ppvae import terminal
 
     with terminal.progress("checking"):
@@ -282,6 +286,7 @@ def impute(
     from ppvae.registry import load_frame
 
     frame = load_frame(data)
+    _note_headless(data)
     if out:
         tables.check_destination(out, frame)
     with terminal.progress("imputing"):
@@ -313,7 +318,7 @@ def impute(
 @app.command()
 def graph(
     model: ModelName,
-    data: Annotated[str, typer.Argument(help="Data to run the story on once.", metavar="[DATA]")] = "iris",
+    data: Annotated[str | None, typer.Argument(help="Data to run the story on once; by default iris.", metavar="[DATA]")] = None,
     set_: Options = None,
     columns: Columns = None,
     context: Context = None,
@@ -328,9 +333,13 @@ def graph(
     """
     from ppvae.program.graph import graph as read
 
-    if out is not None and (out.suffix.lower() != ".svg" or out.exists() or not out.absolute().parent.is_dir()):
-        raise ValueError(f"cannot write {out}: name a new .svg file in a folder that exists")
-    drawn = read(_model(model, set_), _data(data, rescale, columns, context))
+    if out is not None:
+        check_new(out)
+        if out.suffix.lower() != ".svg":
+            raise ValueError(f"cannot write {out}: name an .svg file")
+    drawn = read(_model(model, set_), _data(data or "iris", rescale, columns, context))
+    if data is None:
+        _note("no data are named, so the story is run on iris")
     if out is None:
         typer.echo(drawn.text)
     else:
@@ -408,10 +417,13 @@ def datasets(json: Json = False) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line: exit code 0, 1 where a law is broken, 2 with one sentence for a mistake, 130 where it was interrupted."""
+    words = sys.argv[1:] if args is None else args
     try:
+        if "" in words:  # a path of no letters would be the folder that one is in
+            raise ValueError("one of the words is empty: give a name or a value there, or leave it out")
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _note(str(message))
-            code = app(args=(sys.argv[1:] if args is None else args) or ["--help"], prog_name="ppvae", standalone_mode=False)
+            code = app(args=words or ["--help"], prog_name="ppvae", standalone_mode=False)
     except typer.TyperException as error:
         code = _refuse(f"{error.format_message()} (see --help)")
     except ValueError as error:
@@ -445,7 +457,9 @@ def _model(name: str, options: list[str] | None) -> "Model":
 def _data(name: str, rescale: bool, columns: str | None, context: str | None) -> "Data":
     from ppvae.registry import load_data
 
-    return load_data(name, rescale=rescale, columns=_split(columns), context=_split(context))
+    data = load_data(name, rescale=rescale, columns=_split(columns), context=_split(context))
+    _note_headless(name)
+    return data
 
 
 def _split(names: str | None) -> list[str] | None:
@@ -457,6 +471,14 @@ def _numbers(words: str | None) -> list[float] | None:
         return None if words is None else [float(word) for word in words.split(",")]
     except ValueError as error:
         raise ValueError(f"--context takes numbers with commas between, not {words!r}") from error
+
+
+def _note_headless(source: str) -> None:
+    """Say so where a file's first row is read as data, since years or other numbers may be meant as names."""
+    from ppvae.tables import headless
+
+    if headless(Path(source)):
+        _note(f"{source}: its first row holds only numbers and is read as data")
 
 
 def _note_places(fit: "Fit", data: "Data", source: str) -> None:
@@ -497,22 +519,6 @@ def _deliver(table: "pd.DataFrame", out: Path | None, done: str, json: bool) -> 
 
 def _word(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-# --- places to write, refused before any work is done -------------------------------------------------------------------------------
-
-
-def _check_file(path: Path | None) -> None:
-    if path is not None and path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} to write {path.name} in: make it first")
-
-
-def _check_new(path: Path) -> None:
-    if path.exists():
-        raise ValueError(f"{path} exists already: choose another name, or remove it first")
-    _check_file(path)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from ppvae.inference.fit import start
 from ppvae.inference.result import Fit
 from ppvae.model import Model
 from ppvae.parameters import Parameters
+from ppvae.places import check_new
 from ppvae.program.derive import exact_forms
 from ppvae.registry import load_method, load_model, source_of
 from ppvae.shared import Draws, WithRows
@@ -37,13 +38,11 @@ UNREADABLE = (
 def save(fit: Fit, folder: str | Path) -> Path:
     """Write the fit into a new folder, whole or not at all.
 
-    Raises ValueError if the folder exists, if its parent does not, or if the guide was passed as code that a new process could not find.
+    Raises ValueError if the folder exists, if its parent does not or may not be written in, or if the guide was passed as code that a new
+    process could not find.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} exists already: choose another folder, or remove it")
-    if not folder.absolute().parent.is_dir():
-        raise ValueError(f"{folder.absolute().parent} is not a folder: make it first")
+    check_new(folder)
     about = {
         "format": FORMAT,
         "model": {"source": source_of(fit.model), "config": fit.model.config()},

@@ -20,6 +20,7 @@ import pandas as pd
 from pandas.api import types
 
 from ppvae.messages import few, unknown
+from ppvae.places import check_new
 
 # Older pandas rounds the last digit of numbers in a .csv unless told not to; newer ones need no telling, and warn.
 EXACT_DIGITS = {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
@@ -132,10 +133,7 @@ def check_destination(path: Path, frame: pd.DataFrame | None = None) -> None:
     """Raise ValueError for a place where `write_table` could not write a new file, or not this frame."""
     if path.suffix.lower() not in (".csv", ".npy", ".parquet"):
         raise ValueError(f"cannot write {path.name}: name a .csv, .npy or .parquet file")
-    if path.exists():
-        raise ValueError(f"{path} exists already: choose another name, or remove it first")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} to write {path.name} in: make it first")
+    check_new(path)
     if frame is not None and path.suffix.lower() == ".npy":
         words = [name for place, name in enumerate(column_names(frame)) if not _is_numeric(frame.iloc[:, place])]
         if words:

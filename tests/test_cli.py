@@ -241,9 +241,11 @@ def test_impute_takes_dates_and_says_where_they_have_no_place(run, air):
 
 def test_what_is_read_by_position_is_said(run, air, tmp_path):
     (tmp_path / "nameless.csv").write_text("41,190,7.4,67\n,100,8.5,70\n")
-    for words in (f"impute {air} nameless.csv", f"check {air} nameless.csv --draws 2"):
+    for words in (f"impute {air} nameless.csv", f"check {air} nameless.csv --draws 20", "fit gaussian nameless.csv --out q"):
         said = run(words).err.splitlines()
-        assert "nameless.csv: x0, x1, x2 and x3 are read as Ozone, Solar.R, Wind and Temp by their position" in said[0]
+        assert said[0] == "note: nameless.csv: its first row holds only numbers and is read as data"
+        if words[0] != "f":
+            assert "nameless.csv: x0, x1, x2 and x3 are read as Ozone, Solar.R, Wind and Temp by their position" in said[1]
     np.save("two.npy", np.eye(2))
     assert "the data have 2: give as many columns, in that order" in run(f"impute {air} two.npy").err
 
@@ -331,6 +333,9 @@ def tables(tmp_path):
         ("compare gmm good.csv --seeds 0", "Invalid value for '--seeds'"),
         ("check none good.csv", "none is not a folder with a saved fit"),
         ("check . good.csv", ". is not a saved fit"),
+        ("check . good.csv --draws 19", "Invalid value for '--draws'"),
+        ("compare gmm good.csv --report r.pdf", "cannot write r.pdf: a report is one web page, so name an .html file"),
+        ("graph gmm good.csv --out g.png", "cannot write g.png: name an .svg file"),
     ],
 )
 def test_a_mistake_gets_one_sentence(run, tmp_path, words, sentence):
@@ -367,6 +372,39 @@ def test_saved_fits_are_neither_overwritten_nor_taken_on_trust(run, geyser, tmp_
         ran = run(f"check {damaged} faithful")
         assert ran.code == 2
         assert "is damaged or not a saved fit" in ran.err
+
+
+def test_an_empty_word_is_no_path(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "gmm", "faithful", "--out", ""])
+    assert capsys.readouterr().err.startswith("ppvae: one of the words is empty")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "fit gmm good.csv --out ro/q",
+        "compare gmm good.csv --report ro/r.html",
+        "sample {geyser} --out ro/x.csv",
+        "graph gmm --out ro/g.svg",
+    ],
+)
+def test_a_folder_that_may_not_be_written_in_is_refused_first(run, geyser, monkeypatch, tmp_path, words):
+    """As the system tells it; whoever runs this may be allowed everywhere."""
+    (tmp_path / "ro").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
+    ran = run(words.format(geyser=geyser))
+    place = words.split()[-1]
+    assert (ran.code, ran.err.partition(":")[2]) == (
+        2,
+        f" cannot write {place}: its folder may not be written in; choose another, or change its permissions\n",
+    )
+
+
+def test_a_graph_says_on_what_data_it_was_run(run):
+    ran = run("graph gmm")
+    assert "each of 150 rows" in ran.out
+    assert ran.err == "note: no data are named, so the story is run on iris\n"
 
 
 def test_an_unwritable_place_is_one_sentence(run, geyser, monkeypatch):

@@ -101,7 +101,7 @@ def test_no_row_of_the_data_is_saved(fit, folder):
 
 def test_an_existing_folder_is_refused_and_left_alone(fit, folder, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ValueError, match="exists already: choose another folder, or remove it"):
+    with pytest.raises(ValueError, match="exists already: choose another name, or remove it first"):
         fit.save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (tmp_path / "file").write_text("mine")
@@ -111,7 +111,7 @@ def test_an_existing_folder_is_refused_and_left_alone(fit, folder, tmp_path):
 
 
 def test_a_missing_parent_is_refused_and_nothing_written(fit, tmp_path):
-    with pytest.raises(ValueError, match="is not a folder: make it first"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere to write fit in: make it first"):
         fit.save(tmp_path / "nowhere" / "fit")
     assert list(tmp_path.iterdir()) == []
 

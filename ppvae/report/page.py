@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppvae.criticism.checks import check
+from ppvae.places import check_page
 from ppvae.report import about_checks, about_fit, about_origin, about_runs, words
 from ppvae.report.blocks import Page, Section, Terms
 
@@ -18,9 +19,10 @@ def write(comparison: Comparison, path: str | Path) -> Path:
     """Write the report of a comparison to `path`, one HTML file that needs nothing else; return the path.
 
     The pictures and the predictive checks are those of the fit with the highest log-likelihood, on the training rows.
-    Raises ValueError where the folder of `path` does not exist, or `path` is a folder.
+    Raises ValueError where no such file can be written.
     """
-    path = _checked(path)
+    path = Path(path)
+    check_page(path)
     best, data = comparison.best, comparison.data
     came_out, *how = about_runs.sections(comparison)
     fit, model = about_fit.sections(best, data)
@@ -34,20 +36,9 @@ def write(comparison: Comparison, path: str | Path) -> Path:
 
 def write_check(criticism: Criticism, path: str | Path) -> Path:
     """Write the report of predictive checks to `path`, as `write` does for a comparison."""
-    path = _checked(path)
+    path = Path(path)
+    check_page(path)
     fit, model = about_fit.sections(criticism.fit, criticism.data)
     sections = [*about_checks.sections(criticism), fit, about_origin.of_data(criticism.data), model, about_origin.of_versions()]
     path.write_text(Page(words.verdict(criticism), words.circumstances(criticism), sections).html(), encoding="utf-8")
-    return path
-
-
-def _checked(path: str | Path) -> Path:
-    """`path`, before any work is done for it."""
-    path = Path(path)
-    if path.suffix.lower() not in ("", ".html", ".htm") and not path.is_dir():
-        raise ValueError(f"cannot write {path}: a report is one web page, so name an .html file")
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write the report: there is no folder {str(path.parent)!r}; make it first")
-    if path.is_dir():
-        raise ValueError(f"cannot write the report: {str(path)!r} is a folder; name a file in it, such as {str(path / 'report.html')!r}")
     return path
