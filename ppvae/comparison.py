@@ -23,7 +23,7 @@ from ppvae.inference.fit import check_guide, check_init, check_method, check_sto
 from ppvae.inference.method import Method, Progress
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
-from ppvae.model import Model
+from ppvae.model import Model, ask, check_model
 from ppvae.options import counted
 from ppvae.scores import Scores
 
@@ -197,6 +197,7 @@ def aligned(model: Model, values: dict[str, torch.Tensor], reference: dict[str, 
     return values | {n: values[n][torch.as_tensor(order)] for n in names}
 
 
+@torch.inference_mode(False)  # as fit
 def compare(
     model: Model,
     data: object,
@@ -226,8 +227,9 @@ def compare(
     [0.0, 0.0]
     """
     seeds = counted(seeds, "seeds")
+    check_model(model)
     data = as_data(data)
-    model.check(data)
+    ask(model, "check", data)
     train, held = (data, None) if holdout == 0 else data.split(holdout)
     train = prepare(model, train, device)
     hidden, train = (None, train) if holdout_entries == 0 else (train, train.with_holes(holdout_entries))

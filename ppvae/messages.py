@@ -1,6 +1,7 @@
 """The words of an error: one sentence that names the thing and the remedy."""
 
 import re
+import textwrap
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -29,6 +30,21 @@ def either(names: Iterable[str]) -> str:
     """
     *words, last = names
     return f"{', '.join(words)} or {last}" if words else last
+
+
+def why(error: Exception) -> str:
+    """What an error says, in one line: without Pyro's table of shapes and torch's print of a tensor.
+
+    >>> why(ValueError("Expected scale to be positive, but found invalid values:\\ntensor([-1.])"))
+    'Expected scale to be positive'
+    """
+    return textwrap.shorten(re.split("Trace Shapes:|, but found invalid values", str(error))[0], 240, placeholder=" ...")
+
+
+def check_object(thing: object) -> None:
+    """Raise ValueError for a class given in the place of an object of it."""
+    if isinstance(thing, type):
+        raise ValueError(f"{thing.__name__} is a class: give an object, {thing.__name__}()")
 
 
 def spelled(class_name: str) -> str:

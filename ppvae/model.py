@@ -2,13 +2,15 @@
 
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ppvae.data import Batch, Data
 from ppvae.exact import Exact
+from ppvae.failures import MISTAKES, failure, is_refusal
+from ppvae.messages import check_object
 from ppvae.options import Configuration
 from ppvae.parameters import Parameters
 
@@ -73,3 +75,23 @@ class Model(Configuration):
             if f.default is MISSING or getattr(self, f.name) != f.default or f.type in ("int", int)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def check_model(model: object) -> Model:
+    """The model itself. Raises ValueError for what is none: a class, or a name."""
+    check_object(model)
+    if not isinstance(model, Model):
+        given = repr(model) if isinstance(model, str) else type(model).__name__
+        raise ValueError(f"a model is an object such as ppvae.models.GMM(), or of a name, ppvae.load_model('gmm'), not {given}")
+    return model
+
+
+def ask(model: Model, name: str, *given: object) -> Any:
+    """What the model's own `init`, `guide` or `check` says of these. Raises ValueError, with the line, where it fails."""
+    function = getattr(model, name)
+    try:
+        return function(*given)
+    except MISTAKES as error:
+        if is_refusal(function, error):
+            raise
+        raise failure(f"{model.name}: {name}", function, error) from error

@@ -105,6 +105,8 @@ def load_data(
     from ppvae import datasets
     from ppvae.data import Data
 
+    if not isinstance(source, str | Path):
+        raise ValueError(f"load_data takes a name or a file, not {type(source).__name__}: give a table to ppvae.Data")
     path = Path(source)
     if not _is_file(source):
         known = datasets.find(str(source))

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 from ppvae.bijections import bijection, carried, free_shape, unit_tril
 from ppvae.data import Batch, Data
-from ppvae.model import Model
+from ppvae.model import Model, ask
 from ppvae.parameters import Parameters
 from ppvae.program.joint import Site, is_row_site, latent_sites
 
@@ -54,7 +54,7 @@ def shared_sites(model: Model, theta: Parameters, data: Data) -> dict[str, Site]
 def places(model: Model, theta: Parameters, data: Data) -> dict[str, Place]:
     """Where each shared latent begins: at the model's own `shared_start`, else at its prior's median. Uses torch's seed."""
     generator = torch.Generator().manual_seed(torch.initial_seed())
-    given = model.shared_start(theta, data, generator)
+    given = ask(model, "shared_start", theta, data, generator)
     found = {}
     for name, site in shared_sites(model, theta, data).items():
         to_support = bijection(site["fn"].support)

@@ -109,6 +109,10 @@ def check(
     >>> criticism.table["rows_kind"].tolist(), criticism.table["statistic"].tolist()
     (['same', 'new'], ['nanmedian', 'nanmedian'])
     """
+    from ppvae.inference.result import Fit
+
+    if not isinstance(fit, Fit):
+        raise ValueError(f"check takes what ppvae.fit gives, not {fit!r}: fit the model first, or see ppvae.laws.check")
     if taken(draws, int, "draws") < FEWEST:
         raise ValueError(f"a p-value from {draws} draws says little: ask for at least {FEWEST}")
     data = fit.take(as_data(data))

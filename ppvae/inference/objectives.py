@@ -144,7 +144,10 @@ def doubly_reparametrised_rows(program: Program, guide: Program, batch: Batch, d
     q, p, _ = paired_traces(program, unenumerated(guide), batch, k)
     held = {name: site["value"].detach() for name, site in random_sites(q).items()}
     weights = sum_out(total(p, batch), 2) - total(q, batch)
-    story, said = (log_joint(of, batch, held, k) for of in (program, unenumerated(guide)))
+    try:
+        story, said = (log_joint(of, batch, held, k) for of in (program, unenumerated(guide)))
+    except (KeyError, NotImplementedError) as error:  # how Pyro's flows say that they have no inverse
+        raise ValueError("objective='dreg' scores draws anew, which a flow without an inverse cannot: use objective='iwae'") from error
     v = weights.detach().softmax(0)
     gradient = (v.square() * (weights - story + said) + v * story).sum(0)
     return weights.detach().logsumexp(0) - log(k) + gradient - gradient.detach()

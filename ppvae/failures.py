@@ -1,0 +1,38 @@
+"""Code of a user's own that fails: one sentence with what failed, at which line of its file, and why."""
+
+import inspect
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from ppvae.messages import why
+
+MISTAKES = (ArithmeticError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)  # what such code may raise
+
+REMEDIES = {  # for what Pyro says
+    "Shape mismatch inside plate": "features are not rows: add .to_event(1) to the distribution",
+    "must be Tensor, not Batch": "a guide is called with a batch: read batch.x, and sample inside `with batch.rows:`",
+    "Multiple sample sites named 'rows'": "put all sites under one `with batch.rows:`, or keep the plate: rows = batch.rows",
+}
+
+
+def failure(what: str, function: Callable[..., object], error: Exception) -> ValueError:
+    """The error to raise in the place of `error`, with a remedy where one is known. function: the user's, in which it began."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _file(function) and frame.line]
+    line = f" at line {own[-1].lineno}, `{own[-1].line}`" if own else ""
+    said = why(error)
+    remedy = next((f" ({remedy})" for sign, remedy in REMEDIES.items() if sign in said), "")
+    return ValueError(f"{what} fails{line}: {type(error).__name__}: {said}{remedy}")
+
+
+def is_refusal(function: Callable[..., object], error: Exception) -> bool:
+    """Whether the error is a sentence meant for the user: a ValueError that this function's file or ppvae itself raises."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(last.filename).is_relative_to(Path(__file__).parent) or last.filename == _file(function)
+    return isinstance(error, ValueError) and ours and (last.line or "").startswith("raise ")
+
+
+def _file(function: Callable[..., object]) -> str | None:
+    """Where a function's code is, under what decorates it; None for what is torch's or not written in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return None if code is None or function.__module__.startswith("torch.") else code.co_filename
