@@ -247,6 +247,21 @@ def test_no_walk_without_codes(faithful):
         report.latent_walk(ppvae.fit(GMM(2), faithful), faithful)
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_from_outside_are_cut_and_no_mathematics():
+    columns = [r"cost $\foo$", "$x^2$", "a name that goes on and on and on and on and on for ever", "b"]
+    x = np.random.default_rng(0).normal(size=(40, 4))
+    x[0, 0] = np.nan
+    data = ppvae.Data(x, columns=columns, labels=[r"$\bar$", columns[2]] * 20)
+    fit = ppvae.fit(PPCA(2), data)
+    criticism = ppvae.check(fit, data, draws=20)
+    drawn = [report.density(fit, data), report.latent_space(fit, data), report.latent_walk(fit, data), report.missingness(data)]
+    drawn += [report.checks(criticism, limit=4), report.correlations(criticism), report.gaps(ppvae.compare(PPCA(2), data, ["em"]))]
+    for figure in drawn:
+        figure.draw_without_rendering()
+        assert not figure.findobj(lambda artist: "on and on and" in getattr(artist, "get_text", str)())
+
+
 def test_a_figure_shows_itself_in_a_notebook():
     """By its own drawing: a notebook learns to show other figures only once pyplot is imported."""
     assert report.divergence()._repr_png_().startswith(b"\x89PNG")

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 import ppvae
 from ppvae import report
 from ppvae.program.graph import graph
-from ppvae.report import about_fit, page, runs, words
+from ppvae.report import about_fit, about_origin, page, runs, words
+from ppvae.report.blocks import Table
 from ppvae.report.figures import fitted, progress, style
 from ppvae.scores import Scores
 
@@ -264,6 +265,11 @@ def test_the_lines_that_run_it_again_are_python(iris, pages):
     assert run_again["model"] == iris.model
     assert run_again["methods"] == [fit.method for fit in iris.fits]
     assert "holdout=0.2" in lines
+
+
+def test_a_feature_has_one_standard_deviation():
+    (table,) = (block for block in about_origin.of_data(ppvae.Data([[1.0], [3.0]])).blocks if isinstance(block, Table))
+    assert dict(zip(table.columns, table.rows[0], strict=True))["sd"] == "1"
 
 
 def test_a_table_without_a_name_of_ours_is_left_to_the_reader(faithful, tmp_path):

@@ -51,7 +51,8 @@ def _data(data: Data, hidden: str) -> Iterator[Block]:
         span = f"from {words.plain(float(data.x.min()))} to {words.plain(float(data.x.max()))}"
         yield Text(f"Each row is a picture of {height} {words.TIMES} {width} pixels with values {span}.")
         return
-    described = data.frame().describe().T.iloc[:FEATURES]
+    frame = data.frame()
+    described = frame.describe().T.assign(std=frame.std(ddof=0)).iloc[:FEATURES]  # the checks' divisor, n
     rows = [
         [str(name), f"{row['count']:.0f}", *(words.plain(row[c]) for c in ("mean", "std", "min", "max"))]
         for name, row in described.iterrows()

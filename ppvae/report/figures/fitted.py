@@ -61,7 +61,7 @@ def latent_space(fit: Fit, data: Data) -> Figure:
             _points(ax, z[rows][:, [first, second]], colours[name], markers[name], pixels=len(z) > style.MANY_POINTS)
         style.name_axes(ax, x=f"posterior mean of latent {first + 1}", y=f"posterior mean of latent {second + 1}")
     if len(classes) > 1:
-        handles = [Line2D([], [], linestyle="", color=colours[c], marker=markers[c], markersize=5, label=c) for c in classes]
+        handles = [Line2D([], [], linestyle="", color=colours[c], marker=markers[c], markersize=5, label=style.word(c)) for c in classes]
         style.legend(figure, handles, columns=5)
     return figure
 
@@ -79,7 +79,7 @@ def _shares(fit: Fit, data: Data) -> Figure:
     ax.bar(at, [(seen == value).mean() for value in at], width=0.7, color=style.DATA, alpha=0.6)
     ax.plot(at, np.exp(np.asarray(fit.log_likelihood(Data(at[:, None], columns=data.columns)))), "o", color=style.MODEL)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style.name_axes(ax, x=data.columns[0], y="share of rows")
+    style.name_axes(ax, x=style.word(data.columns[0]), y="share of rows")
     return figure
 
 
@@ -90,7 +90,8 @@ def _density_line(fit: Fit, data: Data) -> Figure:
     ax.hist(seen, bins="auto", density=True, color=style.DATA, alpha=0.6)
     at = np.linspace(*_range(seen), 400)
     ax.plot(at, np.exp(np.asarray(fit.log_likelihood(Data(at[:, None], columns=data.columns)))), color=style.MODEL, linewidth=1.8)
-    style.name_axes(ax, x=data.columns[0], y=f"density (1 / unit of {data.columns[0]})")
+    name = style.word(data.columns[0])
+    style.name_axes(ax, x=name, y=f"density (1 / unit of {name})")
     return figure
 
 
@@ -104,7 +105,7 @@ def _density_contours(fit: Fit, data: Data) -> Figure:
     _points(ax, seen, style.DATA, "o", pixels=len(seen) > style.MANY_POINTS)
     levels = _levels(height)
     ax.contour(across, up, height, levels=levels, colors=style.MODEL, linewidths=(0.9, 1.3, 1.8)[-len(levels) :])
-    style.name_axes(ax, x=data.columns[0], y=data.columns[1])
+    style.name_axes(ax, x=style.word(data.columns[0]), y=style.word(data.columns[1]))
     style.legend(
         figure,
         [
@@ -144,7 +145,7 @@ def _scatter_matrix(data: Data, drawn: np.ndarray, chosen: list[int]) -> Figure:
             _points(ax, seen[:, [j, i]], style.DATA, "o", size=9, pixels=pixels)
             _points(ax, drawn[:, [j, i]], style.MODEL, "o", size=3, pixels=pixels)
         first = column == 0 and row > 0
-        style.name_axes(ax, x=data.columns[j] if row == n - 1 else "", y=data.columns[i] if first else "")
+        style.name_axes(ax, x=style.word(data.columns[j]) if row == n - 1 else "", y=style.word(data.columns[i]) if first else "")
         ax.tick_params(labelbottom=row == n - 1, labelleft=first)
     style.legend(
         figure,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PATTERNS = 16  # the most common ones; the rest share the last line
 NAMED = 30  # more features than this are numbered by the axis, not named
+LETTERS = 10  # to an inch of the figure's width, its margins counted in
 
 
 def missingness(data: Data) -> Figure:
@@ -47,7 +48,9 @@ def missingness(data: Data) -> Figure:
     grid.set_yticks(np.arange(len(shown)) + 0.5, [f"{count} rows" for count in counts[shown]])
     grid.tick_params(length=0)
     if data.n_features <= NAMED:
-        grid.set_xticks(features, data.columns, rotation=90 if data.n_features > 6 else 0)
+        names = [style.word(name) for name in data.columns]
+        beside = data.n_features * max(map(len, names)) < LETTERS * width
+        grid.set_xticks(features, names, rotation=0 if beside else 90)
     for spine in grid.spines.values():
         spine.set_visible(False)
     others = len(order) - len(shown)

@@ -62,7 +62,7 @@ def correlations(criticism: Criticism, columns: int = 2) -> Figure:
         bar = figure.colorbar(image, ax=ax, shrink=0.8, pad=0.02)
         bar.ax.tick_params(labelsize=8, colors=style.MUTED)
         bar.outline.set_visible(False)
-        names = criticism.data.columns if n <= NAMED else ()
+        names = [style.word(name) for name in criticism.data.columns] if n <= NAMED else []
         ax.set_xticks(range(len(names)), names, rotation=90)
         ax.set_yticks(range(len(names)), names)
         for spine in ax.spines.values():
@@ -109,7 +109,7 @@ def _histograms(ax: Axes, criticism: Criticism, statistic: str, place: int, titl
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
     ax.locator_params(axis="x", nbins=4)
-    style.name_axes(ax, title=_short(title))
+    style.name_axes(ax, title=style.word(title, 27))
     ax.set_xlabel(", ".join(said), color=style.MUTED, fontsize=7.5)
 
 
@@ -119,11 +119,3 @@ def _bins(values: np.ndarray, count: int = 24) -> np.ndarray:
     size = max(abs(low), abs(high))
     margin = 0.05 * size or 1.0 if high - low <= 1e-9 * size else 0.0
     return np.linspace(low - margin, high + margin, count + 1)
-
-
-def _short(name: str, most: int = 27) -> str:
-    """
-    >>> _short("correlation, a ~ b", most=12)
-    'correlation…'
-    """
-    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
 
 from ppvae.report import runs, words
 from ppvae.report.figures import style
@@ -23,6 +24,7 @@ FLOOR = 1e-6  # nats per row: two runs closer than this are drawn as equal
 POINTS = 250  # a curve is thinned to about so many points
 MANY_RUNS = 8  # the curves of more runs than this are drawn as pixels, so that a page stays small
 BARS = 12
+LETTERS = 40  # of a method's name
 PARTS = {"parameters": "#334155", "approximation": "#8b9bb0", "amortization": "#d3dae3"}
 ERRORS = [f"{part}_se" for part in PARTS]
 
@@ -45,6 +47,7 @@ def convergence(comparison: Comparison, columns: int = 2) -> Figure:
             _curve(ax, fit.history, clock, colour, marker, best, pixels)
         low, high = ax.dataLim.intervalx
         ax.set_xscale("log" if high > 20 * low else "linear")
+        ax.xaxis.set_minor_formatter(NullFormatter())  # a power of ten is always among so wide a range
         ax.grid(color=style.RULE, linewidth=0.6)
         style.name_axes(ax, x="steps" if clock == "step" else "seconds", y=label)
         if exact:
@@ -55,7 +58,7 @@ def convergence(comparison: Comparison, columns: int = 2) -> Figure:
             ax.set_ylim(bottom=None if low is None else low - 0.05 * (top - low))
     methods = runs.labels(comparison)
     colours, markers = style.colours(methods), style.markers(methods)
-    style.legend(figure, [Line2D([], [], color=colours[m], marker=markers[m], markersize=4, label=m) for m in colours])
+    style.legend(figure, [Line2D([], [], color=colours[m], marker=markers[m], markersize=4, label=style.word(m, LETTERS)) for m in colours])
     return figure
 
 
@@ -78,11 +81,12 @@ def gaps(comparison: Comparison) -> Figure:
         ax.errorbar((base + width)[known], rows[known], xerr=2 * error[known], fmt="none", ecolor=style.INK, elinewidth=0.9, capsize=2)
         right, left = right + width.clip(min=0), left + width.clip(max=0)
     ax.axvline(0.0, color=style.MUTED, linewidth=0.8)
-    ax.set_yticks(rows, names)
+    ax.set_yticks(rows, [style.word(name, LETTERS) for name in names])
     ax.invert_yaxis()
     ax.locator_params(axis="x", nbins=5)
     ax.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
-    style.name_axes(ax, x=f"lost against {words.lost_against(comparison)} (nats per row)")
+    # Below the whole figure: long names leave the bars less room than this sentence takes.
+    figure.supxlabel(f"lost against {words.lost_against(comparison)} (nats per row)", color=style.INK, fontsize=9)
     style.legend(figure, [Patch(color=colour, label=part) for part, colour in PARTS.items()])
     return figure
 

@@ -62,6 +62,18 @@ def tidy(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
+def word(name: object, most: int = 20) -> str:
+    """A name from outside (a column, a class, a method) as figures write it: its middle left out where it is long, and no mathematics.
+
+    >>> word("measurement of temperature in 2019")
+    'measuremen…e in 2019'
+    """
+    text = str(name)
+    if len(text) > most:
+        text = f"{text[: most // 2]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (most - 1) // 2 :]}"
+    return text.replace("$", r"\$")
+
+
 def name_axes(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
     """The labels of the axes, with units, and a panel's title."""
     ax.set_xlabel(x, color=INK, fontsize=9)

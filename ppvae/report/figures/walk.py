@@ -63,7 +63,7 @@ def _profiles(data: Data, lines: list[_Line], rows: np.ndarray, columns: int) ->
         ax.set_xlim(*_margin(scaled))
         ax.invert_yaxis()
         if named:
-            ax.set_yticks(places, data.columns)
+            ax.set_yticks(places, [style.word(name) for name in data.columns])
         bar = figure.colorbar(ScalarMappable(norm, ALONG), ax=ax, fraction=0.05, pad=0.02)
         bar.outline.set_visible(False)
         bar.ax.tick_params(colors=style.MUTED, labelsize=8, length=2)
