@@ -40,7 +40,7 @@ from ppvae.inference.fit import prepare, start, traced
 from ppvae.inference.method import Task, seeded
 from ppvae.inference.objectives import OBJECTIVES, Rows
 from ppvae.inference.svi import SVI, Step
-from ppvae.model import Model
+from ppvae.model import Model, check_model
 from ppvae.parameters import Parameters
 from ppvae.program.capture import FROZEN
 from ppvae.program.derive import exact_forms
@@ -48,6 +48,7 @@ from ppvae.program.joint import (
     Program,
     elbo_rows,
     in_draws,
+    is_finite,
     is_row_site,
     latent_sites,
     log_joint,
@@ -252,7 +253,7 @@ def one_objective(bench: Bench) -> tuple[float, float]:
     """Loss and gradients of every objective, captured and run by Pyro from the same random state."""
     worst = 0.0
     rows = torch.arange(bench.data.n_rows // 2)  # a minibatch: the N / B scale is part of the objective
-    sums_out = any(site["infer"].get("enumerate") == "parallel" for site in sites_of(bench.program, bench.data.head()).values())
+    sums_out = any(is_finite(site) for site in sites_of(bench.program, bench.data.head()).values())
     usual = [
         (name, min(of.particles, 3))
         for name, of in OBJECTIVES.items()
@@ -451,7 +452,7 @@ def check(model: Model, data: object, *, seed: int = 0, only: Iterable[int] = LA
     >>> verdicts.passed, verdicts[1]
     (True, 'holds')
     """
-    data = prepare(model, as_data(data), None)
+    data = prepare(check_model(model), as_data(data), None)
     with seeded(seed):
         few = data.take(torch.randperm(data.n_rows)[:ROWS].sort().values) if data.n_rows > ROWS else data
     theta = start(model, few, seed)

@@ -31,7 +31,7 @@ from ppvae.inference.svi import SVI, Training
 from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.program.derive import exact_forms
-from ppvae.program.joint import latent_sites
+from ppvae.program.joint import is_finite, latent_sites
 from ppvae.scores import by_draws, exact_log_marginal, sampled_evidence
 
 ESTIMATORS = ("auto", "exact", "naive")
@@ -79,7 +79,7 @@ class DirectML(Method):
         if exact is not None and self.estimator != "naive":
             return nothing_free(model, data)
         latents = latent_sites(partial(model.model, theta), batch).values()
-        summed = all(site["infer"].get("enumerate") == "parallel" for site in latents)
+        summed = all(is_finite(site) for site in latents)
         if exact is not None and summed:
             return f"{model.name} has no latents, or its story sums them out, which leaves nothing to draw: use estimator='exact'"
         reason = undrawable(model, data) or nothing_free(model, data)

@@ -21,7 +21,7 @@ from ppvae.options import counted
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.given import rows_log_likelihood
-from ppvae.program.joint import Program, in_draws, is_row_site, latent_sites, log_joint_given_shared, random_sites, sites_of
+from ppvae.program.joint import Program, in_draws, is_finite, is_row_site, latent_sites, log_joint_given_shared, random_sites, sites_of
 from ppvae.program.read import read_guide
 from ppvae.scores import AT_ONCE, Scores, exact_log_marginal, predictive_density, sampled_elbo, sampled_evidence, shared_divergence
 from ppvae.shared import Draws, shared_sites
@@ -216,7 +216,7 @@ class Fit:
     def _averaged_posterior(self, data: Data, draws: int = 200) -> Posterior | None:
         """Where rows share latents: what the story's one summed-out site is, averaged over them; else what the guide says of a row."""
         rows = {n: s for n, s in latent_sites(self.program, self._sketch.head()).items() if n not in self.shared}
-        if len(rows) == 1 and all(site["infer"].get("enumerate") == "parallel" for site in rows.values()):
+        if len(rows) == 1 and all(is_finite(site) for site in rows.values()):
             held = {n: torch.as_tensor(v).to(data.x).unsqueeze(1) for n, v in self.shared_draws(self._available(draws)).items()}
             given = [log_joint_given_shared(self.program, batch, held, draws).log_softmax(0) for batch in data.chunks(AT_ONCE // draws)]
             return Posterior.categorical((torch.cat(given, -1).logsumexp(1) - np.log(draws)).mT, *rows)

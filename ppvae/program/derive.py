@@ -23,7 +23,7 @@ from ppvae.exact import Exact, Posterior
 from ppvae.gaussian import LOG_2PI
 from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.joint import is_row_site, latent_sites, row_total
+from ppvae.program.joint import is_finite, is_row_site, latent_sites, marked, row_total
 from ppvae.program.read import without_prior
 
 CERTIFICATE = 1e-8  # relative residual from quadratic: float64 rounding gives 1e-12 or less
@@ -52,7 +52,7 @@ class Derived(Exact):
             values = {name: value.squeeze(0) for name, value in values.items()}
         story = poutine.condition(partial(self.model.model, theta), data=values)
         with poutine.block():  # a guide may ask for the posterior while it is being traced itself
-            trace = poutine.trace(poutine.enum(story, first_available_dim=-2)).get_trace(batch)
+            trace = poutine.trace(poutine.enum(marked(story), first_available_dim=-2)).get_trace(batch)
         trace.compute_log_prob()
         return row_total(trace, batch).reshape(-1, batch.size)
 
@@ -109,7 +109,7 @@ def derive(model: Model, theta: Parameters, batch: Batch) -> Derived | None:
     `batch`: a few rows on which the certificate is made.
     """
     sites = latent_sites(partial(model.model, theta), batch)
-    discrete = [n for n, s in sites.items() if s["infer"].get("enumerate") == "parallel"]
+    discrete = [n for n, s in sites.items() if is_finite(s)]
     latents = {n: s["fn"].event_shape for n, s in sites.items() if n not in discrete}
     supports = [getattr(sites[n]["fn"].support, "base_constraint", sites[n]["fn"].support) for n in latents]
     readable = all(isinstance(s, type(constraints.real) | type(constraints.real_vector)) for s in supports)

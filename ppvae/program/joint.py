@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppvae.data import Batch
+from ppvae.messages import why
 
 Program = Callable[[Batch], object]
 Site = Any  # one node of a Pyro trace: a dictionary with fn, value, log_prob, infer, ...
@@ -34,6 +35,28 @@ def in_draws(program: Program, draws: int | None) -> Program:
 def is_row_site(site: Site) -> bool:
     """Whether the site lies inside the plate over rows."""
     return any(frame.name == "rows" for frame in site["cond_indep_stack"])
+
+
+def is_finite(site: Site) -> bool:
+    """Whether the site is a row's latent of finitely many values, marked for enumeration or not: those a story is summed over."""
+    return not site["is_observed"] and is_row_site(site) and site["fn"].has_enumerate_support
+
+
+def marked(program: Program) -> Program:
+    """The program with every such site marked for enumeration: a draw of it in the place of the sum would make no log probability."""
+    return poutine.infer_config(program, lambda site: {"enumerate": "parallel"} if site["type"] == "sample" and is_finite(site) else {})
+
+
+def scored(program: Program, batch: Batch) -> poutine.Trace:
+    """One run of the program, its log probabilities computed. Raises ValueError, in one sentence, where a distribution refuses a value."""
+    try:
+        trace = poutine.trace(program).get_trace(batch)
+        trace.compute_log_prob()
+    except ValueError as error:
+        raise ValueError(
+            f"the story or the guide fails at these draws, {why(error)}: where a fit stopped, do as its status says"
+        ) from error
+    return trace
 
 
 def unwrapped(fn: Any) -> Any:
@@ -75,9 +98,7 @@ def log_joint_given_shared(program: Program, batch: Batch, shared: dict[str, Ten
 def enumerated_trace(program: Program, batch: Batch, latents: dict[str, Tensor], draws: int | None) -> poutine.Trace:
     """The program at these latents, its discrete sites enumerated to the left of rows and draws; log probabilities computed."""
     conditioned = in_draws(poutine.condition(program, data=latents), draws)
-    trace = poutine.trace(poutine.enum(conditioned, first_available_dim=-2 if draws is None else -3)).get_trace(batch)
-    trace.compute_log_prob()
-    return trace
+    return scored(poutine.enum(marked(conditioned), first_available_dim=-2 if draws is None else -3), batch)
 
 
 def total(trace: poutine.Trace, batch: Batch) -> Tensor:
@@ -109,13 +130,10 @@ def sum_out(terms: Tensor, keep: int) -> Tensor:
 def paired_traces(program: Program, guide: Program, batch: Batch, draws: int | None) -> tuple[poutine.Trace, poutine.Trace, int]:
     """The guide's trace, the story's trace replayed on it, and how many dims the guide enumerates; log probabilities computed."""
     keep = 1 if draws is None else 2
-    q = poutine.trace(poutine.enum(in_draws(guide, draws), first_available_dim=-1 - keep)).get_trace(batch)
-    q.compute_log_prob()
+    q = scored(poutine.enum(in_draws(guide, draws), first_available_dim=-1 - keep), batch)
     guided = sum(1 for site in random_sites(q).values() if site["infer"].get("_enumerate_dim") is not None)
-    replayed = poutine.replay(in_draws(program, draws), trace=q)
-    p = poutine.trace(poutine.enum(replayed, first_available_dim=-1 - keep - guided)).get_trace(batch)
-    p.compute_log_prob()
-    return q, p, guided
+    replayed = poutine.replay(in_draws(marked(program), draws), trace=q)
+    return q, scored(poutine.enum(replayed, first_available_dim=-1 - keep - guided), batch), guided
 
 
 def elbo_rows(program: Program, guide: Program, batch: Batch, draws: int | None = None, given_shared: bool = False) -> Tensor:
