@@ -76,13 +76,13 @@ class Batch:
         return root.mT @ root / self.size
 
     @cached_property
+    @threads(1)
     def condensed(self) -> tuple[Tensor, Tensor]:
         """The mean of complete rows, (D,), and as few rows as there are features, (D, D), whose products r^T r sum to those around it."""
-        with threads(1):
-            mean = self.x.sum(0, dtype=torch.float64) / self.size
-            products = torch.zeros_like(mean.outer(mean))
-            for part, _, centred in strips(self.x, self.observed):
-                products += _products(torch.sub(part, mean, out=centred))
+        mean = self.x.sum(0, dtype=torch.float64) / self.size
+        products = torch.zeros_like(mean.outer(mean))
+        for part, _, centred in strips(self.x, self.observed):
+            products += _products(torch.sub(part, mean, out=centred))
         scale = products.diagonal().sqrt()
         scale = torch.where(scale > 0, scale, 1.0)  # columns count alike, so that small ones keep their digits
         correlation = products / scale.outer(scale)
@@ -177,24 +177,25 @@ class Data:
         return count
 
     @cached_property
+    @threads(1)
     def mean(self) -> Tensor:
         """(D,): the mean of each column's observed entries."""
-        with threads(1):
-            return (self.x.sum(0, dtype=torch.float64) / self.n_observed.clamp(min=1)).to(self.x)
+        return (self.x.sum(0, dtype=torch.float64) / self.n_observed.clamp(min=1)).to(self.x)
 
     @cached_property
+    @threads(1)
     def variance(self) -> Tensor:
         """(D,): the variance of each column's observed entries, divisor n."""
         squares = torch.zeros_like(self.mean, dtype=torch.float64)
-        with threads(1):
-            for part, observed, centred in strips(self.x, self.observed):
-                torch.sub(part, self.mean, out=centred)
-                if not self.complete:
-                    centred *= observed
-                squares += centred.square_().sum(0)
+        for part, observed, centred in strips(self.x, self.observed):
+            torch.sub(part, self.mean, out=centred)
+            if not self.complete:
+                centred *= observed
+            squares += centred.square_().sum(0)
         return (squares / self.n_observed.clamp(min=1)).to(self.x)
 
     @cached_property
+    @threads(1)
     def scale(self) -> Tensor:
         """(D,): the standard deviation of each column, 1 where a column is constant."""
         spread = self.variance.sqrt()
