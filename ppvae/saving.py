@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pandas.errors import EmptyDataError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,8 +18,10 @@ from ppvae import guides
 from ppvae.data import Data, Summary
 from ppvae.exact import ExactGuide
 from ppvae.factors import Factors
+from ppvae.failures import MISTAKES
 from ppvae.inference.fit import start
 from ppvae.inference.result import Fit
+from ppvae.messages import why
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.places import check_new
@@ -30,9 +31,7 @@ from ppvae.shared import Draws, WithRows
 
 FORMAT = 2
 FILES = ("fit.json", "tensors.safetensors", "history.csv")
-UNREADABLE = (
-    json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, EmptyDataError,
-)  # fmt: skip
+UNREADABLE = (*MISTAKES, SafetensorError)  # what a file that was changed may lead to
 
 
 def save(fit: Fit, folder: str | Path) -> Path:
@@ -74,7 +73,8 @@ def save(fit: Fit, folder: str | Path) -> Path:
 def load(folder: str | Path) -> Fit:
     """A fit that predicts bit for bit as the one that was saved, on the CPU.
 
-    Raises ValueError for a folder that is missing, damaged, or not a saved fit.
+    Raises ValueError for a folder that is missing, damaged, or not a saved fit, and for a model of one's own whose file was moved or no
+    longer defines it.
 
     >>> import ppvae, tempfile, pathlib
     >>> faithful = ppvae.load_data("faithful")
@@ -95,23 +95,29 @@ def load(folder: str | Path) -> Fit:
         if about["format"] != FORMAT:
             raise ValueError(f"it was saved in format {about['format']}, this version reads format {FORMAT}")
         tensors = load_file(folder / FILES[1])
-        history = pd.read_csv(folder / FILES[2])
-        return _rebuild(about, tensors, history)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged or not a saved fit ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
+        source, config, recipe = about["model"]["source"], _tuples(about["model"]["config"]), about["guide"]
+        summary = Summary(**_tuples(about["trained_on"]))
+        sketch = summary.sketch().to(getattr(torch, about["dtype"]))
+        kept = {name: about[name] for name in ("status", "converged", "seconds", "steps", "seed", "engine")}
+        kept["method"] = load_method(about["method"]["name"], **_tuples(about["method"]["config"]))
+        kept["history"] = pd.read_csv(folder / FILES[2])
+    except UNREADABLE as error:
+        raise _damaged(folder, error) from error
+    try:
+        model = load_model(source, **config)
+        theta = start(model, sketch, 0)
+        guide = _guide(recipe, model, theta, sketch)
+        nn.ModuleDict({"theta": theta, "guide": guide}).load_state_dict(tensors)
+    except UNREADABLE as error:
+        file = str(source).rpartition(":")[0]
+        if not file:
+            raise _damaged(folder, error) from error
+        raise ValueError(f"{folder} needs its model as it was, and {file} was moved or changed: put it back ({why(error)})") from error
+    return Fit(model=model, theta=theta, guide=guide, trained_on=summary, **kept)
 
 
-def _rebuild(about: dict[str, Any], tensors: dict[str, torch.Tensor], history: pd.DataFrame) -> Fit:
-    model = load_model(about["model"]["source"], **_tuples(about["model"]["config"]))
-    summary = Summary(**_tuples(about["trained_on"]))
-    sketch = summary.sketch().to(getattr(torch, about["dtype"]))
-    theta = start(model, sketch, 0)
-    recipe = about["guide"]
-    guide = _guide(recipe, model, theta, sketch)
-    nn.ModuleDict({"theta": theta, "guide": guide}).load_state_dict(tensors)
-    method = load_method(about["method"]["name"], **_tuples(about["method"]["config"]))
-    kept = {name: about[name] for name in ("status", "converged", "seconds", "steps", "seed", "engine")}
-    return Fit(model=model, method=method, theta=theta, guide=guide, history=history, trained_on=summary, **kept)
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    return ValueError(f"{folder} is damaged or not a saved fit ({type(error).__name__}: {why(error)})")
 
 
 def _guide_recipe(fit: Fit) -> object:

@@ -173,6 +173,41 @@ def test_a_damaged_folder_is_refused_in_a_sentence(folder, damage):
     assert "\n" not in str(refusal.value)
 
 
+OWN = """
+from dataclasses import dataclass
+import ppvae, pyro
+import pyro.distributions as dist
+
+@dataclass(frozen=True)
+class Centre(ppvae.Model):
+    def init(self, data, generator):
+        return ppvae.Parameters(loc=data.mean)
+
+    def model(self, theta, batch):
+        with batch.rows:
+            pyro.sample("x", dist.Normal(theta.loc, 1.0).to_event(1), obs=batch.x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda file: file.rename(file.with_name("moved.py")), "no such model file"),
+        (lambda file: file.write_text(OWN.replace("loc", "middle")), "Missing key"),
+        (lambda file: file.write_text(OWN.replace("Centre", "Middle")), "unknown model 'Centre'"),
+        (lambda file: file.write_text(OWN + "("), "is not valid Python"),
+    ],
+)
+def test_a_model_file_that_is_not_as_it_was_is_named(tmp_path, change, reason):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    folder = ppvae.fit(ppvae.load_model(str(file)), ppvae.load_data("faithful"), ppvae.DirectML(steps=1)).save(tmp_path / "fit")
+    assert ppvae.load(folder).model.name == "centre"
+    change(file)
+    with pytest.raises(ValueError, match=r"needs its model as it was, and .*own\.py was moved or changed: put it back \(.*" + reason):
+        ppvae.load(folder)
+
+
 def test_a_foreign_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a folder with a saved fit"):
         ppvae.load(tmp_path / "nowhere")
