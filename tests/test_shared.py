@@ -244,7 +244,7 @@ class Discrete(Mean):
     def model(self, theta, batch):
         k = pyro.sample("k", dist.Categorical(batch.x.new_ones(2) / 2))
         with batch.rows:
-            pyro.sample("x", dist.Normal(k.to(batch.x).unsqueeze(-1), batch.x.new_ones(1)).mask(batch.observed).to_event(1), obs=batch.x)
+            pyro.sample("x", dist.Normal(k.to(batch.x), batch.x.new_ones(1)).mask(batch.observed).to_event(1), obs=batch.x)
 
 
 @pytest.mark.parametrize(
