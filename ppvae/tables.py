@@ -300,13 +300,12 @@ def _read_csv(path: Path, *, to_the_letter: bool = False) -> pd.DataFrame:
     if len(first) == 1:  # a blank line is a missing entry, unless it stands before a header or after all rows
         text = _text(path).rstrip("\r\n")
         content = StringIO(text.lstrip("\r\n") if header else text)
-        layout |= {"skip_blank_lines": False} if header else {"skip_blank_lines": False, "names": range(1)}
+        layout |= {"skip_blank_lines": False} | ({} if header else {"names": range(1)})
     # Spaces before a quote do not belong to the text that it begins.
     spaced = not to_the_letter or re.search(r', +"', _text(path)) is not None
     # One dtype a column, not one a chunk.
-    numbers = {"low_memory": False, **EXACT_DIGITS}
-    letters = {"dtype": str, "keep_default_na": False}
-    frame = pd.read_csv(content, **layout, skipinitialspace=spaced, **(letters if to_the_letter else numbers))
+    layout |= {"dtype": str, "keep_default_na": False} if to_the_letter else {"low_memory": False, **EXACT_DIGITS}
+    frame = pd.read_csv(content, **layout, skipinitialspace=spaced)
     if not header:
         return frame
     names = _first_rows(path, skipinitialspace=spaced)[0]  # pandas gives names of its own to columns without
