@@ -20,16 +20,19 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppvae.bijections import carried, free_shape, unit_tril
 from ppvae.data import Batch, Data
-from ppvae.messages import unknown
-from ppvae.model import Model
+from ppvae.messages import check_object, either, unknown
+from ppvae.model import Model, ask
 from ppvae.networks import ImageEncoder, Rescaled, check_images, perceptron
-from ppvae.parameters import Parameters
-from ppvae.program.joint import latent_sites, sites_of
+from ppvae.parameters import Parameters, check_rows_apart
+from ppvae.program.check import misplaced
+from ppvae.program.joint import Site, latent_sites, random_sites
+from ppvae.program.trial import tried
 from ppvae.shared import SharedGaussian, WithRows, places
 
 FAMILIES = ("diagonal", "full", "linear")
@@ -175,9 +178,9 @@ def build(model: Model, theta: Parameters, data: Data, guide: Guide | None = Non
     """The guide for a fit: a module or a function as it is, a family (or its name) built from the story, None for the model's own.
 
     Latents that all rows share get one Gaussian over their unconstrained values, "full" where the family is not "diagonal".
-    Raises ValueError for an unknown family, and where story and guide differ in sites.
+    Raises ValueError for an unknown family, for a guide that ties rows to one another, and as `check_sites` does.
     """
-    own = model.guide(data) or Family()
+    own = ask(model, "guide", data) or Family()
     chosen = own if guide is None else guide
     story = latent_sites(partial(model.model, theta), data.head())
     if isinstance(chosen, str):  # another family through the same encoder
@@ -187,9 +190,13 @@ def build(model: Model, theta: Parameters, data: Data, guide: Guide | None = Non
         chosen = Amortized({n: s for n, s in story.items() if n not in shared}, data, family, model.guided_component)
         if shared:
             chosen = WithRows(SharedGaussian(shared, family.name, data.n_rows), chosen)
+    check_object(chosen)
+    if isinstance(chosen, AutoGuide):
+        raise ValueError(f"{type(chosen).__name__} has no encoder and knows no minibatches: name a family, {either(FAMILIES)}")
     if not callable(chosen):
         raise ValueError(f"a guide is a module, a function of the batch, or one of {', '.join(FAMILIES)}, not {chosen!r}")
     chosen = chosen.to(dtype=data.dtype, device=data.device) if isinstance(chosen, nn.Module) else Plain(chosen)
+    check_rows_apart(f"{model.name}: the guide", chosen)
     check_sites(model, story, chosen, data)
     return chosen
 
@@ -205,14 +212,30 @@ class Plain(nn.Module):
         return self.function(batch)
 
 
-def check_sites(model: Model, story: dict[str, dict], guide: nn.Module, data: Data) -> None:
-    """Raise ValueError where the guide does not sample exactly what the story leaves latent (enumerated sites may be left out)."""
-    guided = sites_of(guide, data.head())
+UNTRAINED = "make the guide a torch.nn.Module that holds its parameters itself"
+
+
+def check_sites(model: Model, story: dict[str, Site], guide: nn.Module, data: Data) -> None:
+    """Raise ValueError for a guide that fails, changes the rows, has parameters that no method trains, or samples unlike the story."""
+    batch, function = data.head(), guide.function if isinstance(guide, Plain) else guide.forward
+    trace = tried(model.name, "the guide", guide, function, batch, lambda sites: unlike(sites, story, batch), UNTRAINED)
+    if isinstance(guide, Plain) and any(site["log_prob"].requires_grad for site in random_sites(trace).values()):
+        raise ValueError(f"{model.name}: the guide reads parameters beyond it, which no method trains: {UNTRAINED}, or detach them")
+
+
+def unlike(guide: dict[str, Site], story: dict[str, Site], batch: Batch) -> str | None:
+    """Where a guide does not sample exactly what the story leaves latent, as the story does (enumerated sites may be left out)."""
     for name, site in story.items():
-        if name not in guided and site["infer"].get("enumerate") != "parallel":
-            raise ValueError(f"{model.name}: the story samples {name!r} but the guide never does: add it to the guide, or marginalise it")
-    for name in guided:
+        if name not in guide and site["infer"].get("enumerate") != "parallel":
+            return f"the story samples {name!r} but the guide never does: add it to the guide, or marginalise it"
+    for name in guide:
         if name not in story:
-            raise ValueError(
-                f"{model.name}: the guide samples {name!r} but the story never does: take it out of the guide, or name it as the story does"
-            )
+            return f"the guide samples {name!r} but the story never does: take it out of the guide, or name it as the story does"
+    wrong = misplaced(guide, story, batch)
+    if wrong is not None:
+        return wrong
+    for name, site in guide.items():
+        own, due = (tuple(of["fn"].event_shape) for of in (site, story[name]))
+        if own != due:
+            return f"the guide gives a row's {name!r} the shape {own}, but the story {due}: sample it as the story does"
+    return None

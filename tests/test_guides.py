@@ -10,6 +10,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import planar
+from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
 
 import ppvae
@@ -187,3 +189,109 @@ def test_a_coin_has_a_guide_and_a_count_is_refused():
     assert float(torch.stack(sides).logsumexp(0).mean()) - float(fit.elbo(data).mean()) < 0.05
     with pytest.raises(ValueError, match=r"support is IntegerGreaterThan.*enumerate"):
         ppvae.fit(Discrete(coin=False), data, ppvae.SVI(steps=2))
+
+
+class Encoder(torch.nn.Module):
+    """A sound guide of PPCA(2) on iris, with the mistake of each test put in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torch.nn.Linear(4, 4)
+
+    def forward(self, batch):
+        with batch.rows:
+            pyro.sample("z", self.q(*self.network(batch.x).chunk(2, -1)))
+
+    def q(self, loc, log_scale):
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class InPlace(Encoder):
+    def forward(self, batch):
+        batch.x.sub_(batch.x.mean(0))
+        super().forward(batch)
+
+
+class Param(Encoder):
+    def q(self, loc, log_scale):
+        return super().q(loc + pyro.param("shift", torch.zeros(2)), log_scale)
+
+
+class Registered(Encoder):
+    def forward(self, batch):
+        pyro.module("encoder", self.network)
+        super().forward(batch)
+
+
+class Normalised(Encoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torch.nn.Sequential(torch.nn.BatchNorm1d(4), self.network)
+
+
+class Flat(Encoder):
+    def q(self, loc, log_scale):
+        return dist.Normal(loc[:, 0], 1.0)
+
+
+class Twice(Encoder):
+    def forward(self, batch):
+        with batch.rows:
+            pass
+        super().forward(batch)
+
+
+class Failing(Encoder):
+    def q(self, loc, log_scale):
+        return dist.Normal(loc, self.scale).to_event(1)
+
+
+NETWORK = torch.nn.Linear(4, 2).double()
+
+
+def beyond(batch):
+    with batch.rows:
+        pyro.sample("z", dist.Normal(NETWORK(batch.x), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("guide", "sentence"),
+    [
+        (InPlace(), r"^ppca: the guide changes batch\.x in place, and so the data: change a copy, batch\.x\.clone\(\)$"),
+        (Param(), "^ppca: the guide has a pyro.param 'shift', which no method trains: make the guide a torch.nn.Module"),
+        (Registered(), "^ppca: the guide has a pyro.module 'encoder', which no method trains"),
+        (beyond, "^ppca: the guide reads parameters beyond it, which no method trains"),
+        (Normalised(), "^ppca: the guide: batch normalisation ties rows to one another"),
+        (Flat(), r"^ppca: the guide gives a row's 'z' the shape \(\), but the story \(2,\): sample it as the story does$"),
+        (Twice(), r"^ppca: the guide fails at line \d+, `with batch\.rows:`: .*keep the plate: rows = batch\.rows\)$"),
+        (Failing(), r"^ppca: the guide fails at line \d+, `return .*`: AttributeError: .* no attribute 'scale'$"),
+        (torch.nn.Linear(4, 2), "^ppca: the guide fails: TypeError: .*a guide is called with a batch"),
+        (AutoNormal(beyond), "^AutoNormal has no encoder .*: name a family, diagonal, full or linear$"),
+        (Encoder, r"^Encoder is a class: give an object, Encoder\(\)$"),
+        (3, "^a guide is a module, a function of the batch, or one of diagonal"),
+    ],
+    ids=lambda g: None if isinstance(g, str) else type(g).__name__,
+)
+def test_a_guide_says_what_is_wrong_with_it(guide, sentence):
+    data = ppvae.load_data("iris")
+    before, stored = data.x.clone(), dict(pyro.get_param_store().items())
+    with pytest.raises(ValueError, match=sentence) as caught:
+        built(PPCA(2), data, guide)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(data.x, before)
+    assert dict(pyro.get_param_store().items()) == stored
+
+
+def test_an_objective_that_scores_draws_anew_refuses_a_flow_without_an_inverse():
+    class Flow(Encoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flow = planar(2)
+
+        def q(self, loc, log_scale):
+            return dist.TransformedDistribution(super().q(loc, log_scale), [self.flow])
+
+    data = ppvae.load_data("iris")
+    assert ppvae.fit(PPCA(2), data, ppvae.SVI(steps=1, compile=False), guide=Flow())
+    with pytest.raises(ValueError, match=r"objective='dreg' scores draws anew, .* use objective='iwae'$"):
+        ppvae.fit(PPCA(2), data, ppvae.SVI(steps=1, objective="dreg", compile=False), guide=Flow())

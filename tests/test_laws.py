@@ -3,12 +3,15 @@
 Tolerances are those of `ppvae.laws`: 1e-8 relative for identities in float64, 4 standard errors for the one law that draws.
 """
 
+from functools import partial
+
 import pytest
 import torch
 import twins
 
 import ppvae
-from ppvae.models import GMM, PPCA, VAE
+from ppvae.laws import log_integral
+from ppvae.models import GMM, PCA, PPCA, VAE
 
 LAWS = range(1, 9)  # the ninth is about objectives, not models: its twins are in test_objectives.py
 QUICK = [n for n in LAWS if n != 7]  # one objective captures a graph for each, which takes seconds
@@ -59,6 +62,33 @@ def test_a_wholly_missing_row_breaks_no_law():
     assert not data.observed[1].any()
     for model in (PPCA(1), GMM(2), GMM(2, covariance="diag")):
         assert ppvae.laws.check(model, data, only=QUICK).passed
+
+
+def plane() -> torch.Tensor:
+    random = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return random(40, 2) @ random(2, 4) + 0.3 * random(40, 4)
+
+
+EXTREMES = {  # with the laws that each is hard on
+    "units": (lambda x: x * torch.tensor([1e-8, 1.0, 1e4, 1e8]), [8]),
+    "means": (lambda x: 10 * x + torch.tensor([1e9, -1e9, 1e7, 0.0]), [6, 9]),
+    "range": (lambda x: x * 1e90, [3]),
+}
+
+
+@pytest.mark.parametrize("model", [PPCA(2), PCA(2)], ids=lambda m: m.describe())
+@pytest.mark.parametrize(("extreme", "laws"), EXTREMES.values(), ids=EXTREMES)
+def test_extreme_tables_break_no_law(extreme, laws, model):
+    verdicts = ppvae.laws.check(model, ppvae.Data(extreme(plane())), only=laws)
+    assert verdicts.passed, verdicts.table.to_string()
+
+
+def test_an_integral_finds_its_peak():
+    """Of normal densities anywhere, as wide as they like: 1."""
+    loc, scale = torch.tensor([0.0, 3.0, -1e6, 50.0], dtype=torch.float64), torch.tensor([1.0, 1e-9, 1e16, 1e4], dtype=torch.float64)
+    normal = torch.distributions.Normal(loc.unsqueeze(1), scale.unsqueeze(1))
+    found = log_integral(normal.log_prob, torch.zeros_like(loc), torch.ones_like(scale))
+    assert float(found.abs().max()) < 1e-8
 
 
 # Each twin: the sound model, what is wrong with it, its data, and exactly the laws that must fail. The identities overlap (a story
