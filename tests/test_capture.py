@@ -82,6 +82,23 @@ def test_what_is_compiled_says_what_was_recorded(dtype):
         torch.testing.assert_close(gradient, its, rtol=tolerance, atol=tolerance)
 
 
+def test_a_constant_mask_is_recorded_as_the_places_that_it_takes():
+    """How many they are a compiler can know; values and gradients stay."""
+    module, table, mask = Curves().double(), ppvae.Data(np.eye(4, 2)).batch(), torch.tensor([True, False, True])
+
+    def loss(batch):
+        weight = module.weight.clone()
+        weight[mask] = weight[mask].exp()
+        return (batch.x @ weight.mT)[:, mask].square().sum()
+
+    graph = capture(module, loss, table)
+    assert {constant.dtype for constant in graph.buffers()} == {torch.long}
+    value, (gradient,) = graph(list(module.parameters()), tensors_of(table))
+    expected = loss(table)
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, module.weight)[0])
+
+
 def test_adam_is_adam():
     torch.manual_seed(0)
     ours, theirs = ([torch.nn.Parameter(torch.ones(s, dtype=torch.float64)) for s in ((3,), (2, 2))] for _ in range(2))

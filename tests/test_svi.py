@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.poutine import runtime
 from torch._inductor import config as inductor
 
 import ppvae
@@ -195,6 +196,39 @@ class Location(Model):
             pyro.sample("x", dist.Normal(theta.mean, 1.0).to_event(1), obs=batch.x)
 
 
+@pytest.mark.parametrize("surrounding", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("compile", [False, "auto"])
+def test_gradients_that_the_caller_has_switched_off_are_on_within_a_fit(surrounding, compile):
+    data, method = ppvae.load_data("faithful"), ppvae.SVI(steps=5, compile=compile)
+    usual = ppvae.fit(Location(), data, method)
+    with surrounding():
+        fit = ppvae.fit(Location(), ppvae.load_data("faithful") if surrounding is torch.no_grad else data, method)
+        assert not torch.is_grad_enabled()
+        if surrounding is torch.inference_mode:
+            with pytest.raises(ValueError, match=r"made under torch\.inference_mode, .*: make them outside it"):
+                ppvae.fit(Location(), ppvae.load_data("faithful"), method)
+    assert (fit.params["mean"] == usual.params["mean"]).all()
+
+
+class Interrupted(Location):
+    """As by Ctrl-C, at a moment when no handler takes itself off Pyro's stack."""
+
+    def model(self, theta, batch):
+        if batch.size > 5:  # not a trial
+            batch.rows.__enter__()
+            raise KeyboardInterrupt
+        super().model(theta, batch)
+
+
+@pytest.mark.parametrize("compile", [False, "auto"])
+def test_an_interrupted_fit_leaves_pyro_as_it_was(compile):
+    data, method = ppvae.load_data("faithful"), ppvae.SVI(steps=5, compile=compile)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            ppvae.fit(Interrupted(), data, method)
+    assert runtime._PYRO_STACK == runtime._DIM_ALLOCATOR._stack == []
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_is_the_same_run():
     data = ppvae.load_data("faithful")
@@ -203,7 +237,9 @@ def test_a_compiled_run_is_the_same_run():
     np.testing.assert_allclose(compiled.params["mean"], captured.params["mean"], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("there", "words"), [(False, "there is no C[+][+] compiler [(]"), (True, "the compiler fails [(]")])
+@pytest.mark.parametrize(
+    ("there", "words"), [(False, "there is no C[+][+] compiler [(]"), (True, "Inductor fails with the C[+][+] compiler .*compiler [(]")]
+)
 def test_without_a_compiler_the_graph_runs_as_it_is(monkeypatch, tmp_path, there, words):
     """As on a machine that has none, or one that gives its version and fails."""
     data, many = ppvae.load_data("faithful"), ppvae.SVI(steps=50)
@@ -216,6 +252,18 @@ def test_without_a_compiler_the_graph_runs_as_it_is(monkeypatch, tmp_path, there
         assert re.match(f"captured, not compiled: {words}", ppvae.fit(Location(), data, many).engine)
         with pytest.raises(ValueError, match=f"compile=True, but {words}.*: mend that, or use compile='auto'"):
             ppvae.fit(Location(), data, replace(many, compile=True))
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_graph_as_it_is(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "folder"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    monkeypatch.setattr(svi, "COMPILING_PAYS", 0)
+    data, words = ppvae.load_data("faithful"), f"the folder that TORCHINDUCTOR_CACHE_DIR names, {folder}, cannot be written "
+    for _ in range(2):
+        assert ppvae.fit(Location(), data, ppvae.SVI(steps=5)).engine.startswith(f"captured, not compiled: {words}")
+        with pytest.raises(ValueError, match=f"compile=True, but {words}.*: mend that, or use compile='auto'"):
+            ppvae.fit(Location(), data, ppvae.SVI(steps=5, compile=True))
 
 
 LOOKUPS = {
@@ -266,35 +314,61 @@ def test_a_story_that_branches_on_its_draws_runs_on_plain_pyro():
 
 def test_what_stops_a_recording_is_said_with_its_line():
     fit = ppvae.fit(Branching(2), ppvae.load_data("iris"), ppvae.SVI(steps=2))
-    line = "`sign = 1.0 if z.sum() > 0 else -1.0`, reads a tensor's value (if, .item()), where torch.where would do"
+    line = "`sign = 1.0 if z.sum() > 0 else -1.0`, needs a tensor's value, as if, assert, .item(), .numpy() and iterating over a pyro.plate"
     assert line in fit.engine
 
 
-@dataclass(frozen=True)
-class Frozen(Location):
-    """Stories with numbers that a recording would keep for ever."""
+VALUE, SHAPE, OUTSIDE = (
+    "needs a tensor's value",
+    "makes a tensor whose shape depends on values",
+    "it takes numbers from outside the tensors",
+)
+WHOLE = torch.tensor([True, False])
 
+
+def capped(theta, batch):
+    loc = theta.mean.clone()
+    loc[loc > 1] = 1.0
+    return loc - theta.mean.detach()
+
+
+LEAKS = {  # numbers that a recording would keep for ever, and what is said of them
+    "tolist": (lambda theta, batch: torch.tensor(theta.mean.tolist()), VALUE),
+    "numpy": (lambda theta, batch: int(theta.mean.detach().numpy().sum()), VALUE),  # hardly ever another number in the next run
+    "array": (lambda theta, batch: np.asarray(batch.x.detach()).mean() > 100, VALUE),
+    "equal": (lambda theta, batch: torch.equal(theta.mean, batch.x[0]), VALUE),
+    "nonzero": (lambda theta, batch: (theta.mean > 100).nonzero().shape[0], SHAPE),
+    "mask": (lambda theta, batch: theta.mean[theta.mean > 0].sum(), SHAPE),
+    "counter": (lambda theta, batch: 1 / len(calls), OUTSIDE),
+    "": (lambda theta, batch: 0.0, None),
+    "put": (capped, None),
+    "same": (lambda theta, batch: theta.mean[WHOLE].sum() + torch.arange(3)[1].item() + len(WHOLE.tolist()), None),
+}
+calls: list[int] = []
+
+
+@dataclass(frozen=True)
+class Leaking(Location):
     leak: str = ""
 
     def model(self, theta, batch):
         calls.append(1)
-        leaks = {
-            "": lambda: 0.0,
-            "parameter": lambda: torch.tensor(theta.mean.tolist()),
-            "rows": lambda: torch.tensor(batch.x.mean(0).detach().numpy().copy()),
-            "counter": lambda: 1 / len(calls),
-        }
+        leak, _ = LEAKS[self.leak]
         with batch.rows:
-            pyro.sample("x", dist.Normal(theta.mean + leaks[self.leak](), 1.0).to_event(1), obs=batch.x)
+            pyro.sample("x", dist.Normal(theta.mean + 1.0 * leak(theta, batch), 1.0).to_event(1), obs=batch.x)
 
 
-calls: list[int] = []
-
-
-@pytest.mark.parametrize("leak", ["", "parameter", "rows", "counter"])
-def test_numbers_that_leave_the_tensors_are_not_recorded(leak):
-    fit = ppvae.fit(Frozen(leak=leak), ppvae.load_data("faithful"), ppvae.SVI(steps=5, batch_size=20))
-    assert fit.engine.startswith("plain Pyro: the program could not be captured (it takes numbers out of tensors" if leak else "captured")
+@pytest.mark.parametrize("leak", LEAKS)
+def test_values_that_leave_the_tensors_are_not_recorded(leak):
+    data, method, (_, reason) = ppvae.load_data("faithful"), ppvae.SVI(steps=5, batch_size=20), LEAKS[leak]
+    fit = ppvae.fit(Leaking(leak=leak), data, method)
+    if reason is None:
+        assert fit.engine.startswith("captured")
+        return
+    assert fit.engine.startswith("plain Pyro: the program could not be captured (")
+    assert reason in fit.engine
+    with pytest.raises(ValueError, match=rf"compile=True, but the story or guide cannot be captured \(.*{reason}"):
+        ppvae.fit(Leaking(leak=leak), data, replace(method, compile=True))
 
 
 def test_few_steps_settle_nothing():
@@ -388,6 +462,8 @@ def test_settings_are_checked(settings, sentence):
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="batch_size=1000 is larger than the data, 150 rows: choose a smaller batch"):
         ppvae.fit(PPCA(2), ppvae.load_data("iris"), ppvae.SVI(batch_size=1000))
+    with pytest.raises(ValueError, match=r"batch_size=80 is larger than what holdout=0\.5 leaves of the data, 75 rows: choose"):
+        ppvae.fit(PPCA(2), ppvae.load_data("iris"), ppvae.SVI(batch_size=80, holdout=0.5))
 
 
 def test_an_objective_that_cannot_sum_out_is_refused():
@@ -420,6 +496,15 @@ class Frail(Location):
             pyro.sample("x", dist.StudentT(4.0, loc, 1.0).to_event(1), obs=batch.x)
 
 
+class Undefined(Location):
+    """A score that is none where there are more than a few rows, as trials have."""
+
+    def model(self, theta, batch):
+        with batch.rows:
+            pyro.sample("x", dist.Normal(theta.mean, 1.0).to_event(1), obs=batch.x)
+            pyro.factor("none", batch.x.new_tensor(5.0 - batch.size).log().expand(batch.size))
+
+
 class Table(torch.nn.Module):
     """A place for each row."""
 
@@ -448,9 +533,15 @@ def test_a_story_that_changes_its_rows_is_refused():
 @pytest.mark.parametrize("compile", [False, "auto"])
 def test_a_gradient_that_is_none_leaves_the_parameters_of_the_last_finite_point(compile):
     fit = ppvae.fit(Frail(), ppvae.load_data("faithful"), ppvae.SVI(steps=20, compile=compile))
-    assert fit.status.startswith("stopped: ")
+    assert fit.status.startswith("stopped: the ELBO is finite at the parameters of step 0, but its gradient is not; look for a root")
     assert not fit.converged
     assert np.isfinite(fit.params["mean"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_an_elbo_that_is_none_at_the_start_is_no_matter_of_the_learning_rate():
+    fit = ppvae.fit(Undefined(), ppvae.load_data("faithful"), ppvae.SVI(steps=20))
+    assert fit.status.startswith("stopped: the ELBO is not finite at the parameters of step 0; look for a log, a root")
 
 
 def test_a_story_with_nothing_to_learn_is_refused():
@@ -482,6 +573,39 @@ class Counting(torch.nn.Module):
         self.runs += 1
         with batch.rows:
             pyro.sample("z", dist.Normal(self.loc.expand(batch.size, 2), 1.0).to_event(1))
+
+
+class Annealed(Counting):
+    """A guide that asks how often it has run."""
+
+    def forward(self, batch):
+        if self.runs.item() < 100:
+            super().forward(batch)
+
+
+class Normed(Counting):
+    """A guide that keeps what a norm needs, and uses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(2, 2).double())
+
+    def forward(self, batch):
+        self.runs += 1
+        with batch.rows:
+            pyro.sample("z", dist.Normal(self.norm(self.loc).expand(batch.size, 2), 1.0).to_event(1))
+
+
+def test_buffers_that_a_program_changes_are_changed_alike():
+    data, fits = ppvae.load_data("iris"), []
+    for compile in (False, "auto"):
+        torch.manual_seed(0)
+        fits.append(ppvae.fit(PPCA(2), data, ppvae.SVI(steps=5, compile=compile), guide=Normed()))
+    assert fits[1].engine.startswith("captured")
+    for one, other in zip(*(fit.guide.state_dict().values() for fit in fits), strict=True):
+        torch.testing.assert_close(one, other)
+    engine = ppvae.fit(PPCA(2), data, ppvae.SVI(steps=5), guide=Annealed()).engine
+    assert "it reads the value of a tensor and changes its buffers as it runs" in engine
 
 
 def test_trial_runs_leave_no_trace():

@@ -2,9 +2,7 @@
 
 import copy
 import math
-import textwrap
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,19 +16,23 @@ from torch import Tensor
 from ppvae import guides
 from ppvae.data import Batch, Data, as_data
 from ppvae.exact import CHUNK
+from ppvae.failures import MISTAKES
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
-from ppvae.inference.method import TURN, Method, Progress, Task, seeded
+from ppvae.inference.method import TURN, Method, Progress, Task, seeded, undisturbed
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
-from ppvae.messages import either, few, unknown
-from ppvae.model import Model
+from ppvae.messages import check_object, either, few, unknown
+from ppvae.model import Model, ask, check_model
 from ppvae.parameters import Parameters, in_words
-from ppvae.program.joint import is_row_site, log_joint_given_shared, random_sites, unwrapped
+from ppvae.program.check import unfit
+from ppvae.program.joint import Site, is_row_site, log_joint_given_shared, random_sites, unwrapped
+from ppvae.program.trial import tried
 from ppvae.threads import threads, threads_for
 
 
+@torch.inference_mode(False)  # else the start would hold tensors that take no gradient
 def fit(
     model: Model,
     data: object,
@@ -59,14 +61,11 @@ def fit(
     >>> fitted.status
     'converged: the last step gained less than 1e-10 nats per row'
     """
-    if isinstance(model, type):
-        raise ValueError(f"{model.__name__} is a class: give an object, {model.__name__}()")
+    check_model(model)
     if isinstance(method, str):
         from ppvae.registry import load_methods
 
         (method,) = load_methods(method)
-    if not isinstance(model, Model):
-        raise ValueError(f"fit needs a model, such as ppvae.models.GMM(), not {model!r}: for a name, ppvae.load_model({model!r})")
     if method is not None:
         check_method(method)
     data = prepare(model, as_data(data), device)
@@ -83,8 +82,10 @@ def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data
     """The data checked against the model, on the device of the fit."""
     if data.unobserved:
         raise ValueError(f"no entry is observed in {few(data.unobserved)}: leave such columns out")
+    if data.x.is_inference():
+        raise ValueError("the data were made under torch.inference_mode, whose tensors take no part in gradients: make them outside it")
     _check_range(data, data.dtype)
-    model.check(data)
+    ask(model, "check", data)
     if device is not None:
         check_device(device)
     return data.to(device=device)
@@ -132,20 +133,18 @@ def precision(theta: Parameters, dtype: torch.dtype | str | None = None) -> torc
     return DTYPES[name]
 
 
-MISTAKES = (ArithmeticError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)  # what code in a story may raise
-
-
 def check_story(model: Model, theta: Parameters, data: Data) -> None:
     """Raise ValueError for a story that `traced` refuses, that has other rows than the batch's, or that overlooks which entries are
     missing, or the context."""
     few_rows, trace = traced(model, theta, data)
     sites = random_sites(trace)
-    seen = [name for name, site in sites.items() if site["is_observed"]]
+    seen = [name for name, site in sites.items() if site["is_observed"] and not site["infer"].get("_deterministic")]
     ours = "rows" in trace.nodes and trace.nodes["rows"]["value"] is few_rows.index  # another plate of that name does not scale a minibatch
     outside = [name for name in seen if not (ours and is_row_site(sites[name]))]
     if outside:
         raise ValueError(f"{model.name}: the story observes {few(outside)} outside the plate over rows: put it under `with batch.rows:`")
-    shared = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and not is_row_site(s) and not s["cond_indep_stack"]}
+    # A choice that all rows share, or one in a plate, is refused where a method looks for what they share, in a better sentence.
+    shared = {n: s["value"] for n, s in sites.items() if not (s["is_observed"] or s["cond_indep_stack"] or s["fn"].has_enumerate_support)}
     if shared:
         _check_broadcast(model, theta, few_rows, shared)
     _check_heed(model, theta, data)
@@ -157,41 +156,15 @@ def traced(model: Model, theta: Parameters, data: Data) -> tuple[Batch, poutine.
     the rows or holds parameters of its own."""
     rows = 3 if data.n_features == 2 else 2  # not as many as features, or one could pass for the other
     few_rows = data.batch(torch.arange(min(rows, data.n_rows), device=data.device))
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
-            trace = poutine.trace(partial(model.model, theta)).get_trace(few_rows)
-            beyond = _beyond_support(random_sites(trace))
-            if beyond is None:
-                trace.compute_log_prob()
-    except MISTAKES as error:
-        raise ValueError(f"{model.name}: the story fails{_where(error)}: {_why(error)}") from error
-    if beyond is not None:
-        raise ValueError(f"{model.name}: {beyond}")
-    spoilt = next((name for name in ("x", "context") if getattr(getattr(few_rows, name), "_version", 0)), None)
-    if spoilt is not None:
-        raise ValueError(f"{model.name}: the story changes batch.{spoilt} in place, and so the data: change a copy, batch.{spoilt}.clone()")
-    given = next((name.partition("$$$")[0] for name, site in trace.nodes.items() if site["type"] == "param"), None)
-    if given is not None:
-        remedy = f"give it in init, as Parameters({given}=...), and read theta.{given}"
-        raise ValueError(f"{model.name}: the story has a pyro.param {given!r}, which no method trains: {remedy}")
-    if not any(site["is_observed"] for site in random_sites(trace).values()):
+
+    def wrong(sites: dict[str, Site]) -> str | None:
+        return _beyond_support(sites) or unfit(sites, few_rows)
+
+    untrained = "give it in init, as Parameters({0}=...), and read theta.{0}"
+    trace = tried(model.name, "the story", partial(model.model, theta), model.model, few_rows, wrong, untrained)
+    if not any(site["is_observed"] and not site["infer"].get("_deterministic") for site in random_sites(trace).values()):
         raise ValueError(f"{model.name}: the story observes nothing: add pyro.sample('x', ..., obs=batch.x) inside batch.rows")
     return few_rows, trace
-
-
-def _where(error: Exception) -> str:
-    """The line of the story, or of what it calls in its own file, where the error began; nothing where it began elsewhere."""
-    frames = traceback.extract_tb(error.__traceback__)
-    story = next((frame.filename for frame in frames if frame.name == "model"), None)
-    own = [frame for frame in frames if frame.filename == story and frame.line]
-    return f" at line {own[-1].lineno}, `{own[-1].line}`" if own else ""
-
-
-def _why(error: Exception) -> str:
-    """The error's own words in one line, and a remedy where it is known."""
-    said = textwrap.shorten(str(error).partition("Trace Shapes:")[0], 240, placeholder=" ...")
-    hint = " (features are not rows: add .to_event(1) to the distribution of x)" if "Shape mismatch inside plate" in said else ""
-    return f"{type(error).__name__}: {said}{hint}"
 
 
 def _beyond_support(sites: dict[str, Any]) -> str | None:
@@ -260,8 +233,7 @@ def best_method(model: Model, data: Data) -> Method:
 
 def check_method(method: object) -> None:
     """Raise ValueError for what is no method."""
-    if isinstance(method, type):
-        raise ValueError(f"{method.__name__} is a class: give an object, {method.__name__}()")
+    check_object(method)
     if not isinstance(method, Method):
         raise ValueError(f"a method is an object such as ppvae.EM(), or a word such as 'em', not {method!r}")
 
@@ -296,7 +268,7 @@ def refuse(method: Method, model: Model, data: Data) -> None:
 def start(model: Model, data: Data, seed: int, init: Mapping[str, Any] | None = None) -> Parameters:
     """The start that every method of a seed shares."""
     with seeded(seed) as generator:
-        theta = model.init(data, generator)
+        theta = ask(model, "init", data, generator)
     if not isinstance(theta, Parameters):
         raise ValueError(f"{model.name}: init must return ppvae.Parameters, not {type(theta).__name__}")
     theta = theta.to(dtype=data.dtype, device=data.device)
@@ -319,7 +291,7 @@ def run(
     progress: Progress | None = None,
 ) -> Fit:
     """One method from one start; `theta` becomes the fit's own."""
-    with TURN:
+    with TURN, undisturbed():
         theta = theta.to(data.dtype)
         check_story(model, theta, data)
         refuse(method, model, data)  # which may run the story

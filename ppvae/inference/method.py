@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
+from pyro.poutine import runtime
 from torch import nn
 
 from ppvae.data import Data
@@ -86,6 +87,18 @@ class Method(Configuration):
 
     def run(self, task: Task) -> Outcome:
         raise TypeError(f"{type(self).__name__} must define run(task)")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Gradients on within the block, whatever the caller has chosen; Pyro's handlers and plates as before on any way out, as of Ctrl-C."""
+    kept: list[tuple[list, list]] = [(stack, list(stack)) for stack in (runtime._PYRO_STACK, runtime._DIM_ALLOCATOR._stack)]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for stack, before in kept:
+            stack[:] = before
 
 
 @contextmanager

@@ -115,8 +115,10 @@ class SVI(Method):
         return min(self.batch_rows(data.n_rows), data.n_rows) * self.draws
 
     def refusal(self, model, data: Data) -> str | None:
-        if self.batch_size is not None and self.batch_size > data.n_rows:
-            return f"batch_size={self.batch_size} is larger than the data, {data.n_rows} rows: choose a smaller batch"
+        rows = data.n_rows - round(self.holdout * data.n_rows)  # as Data.split has it
+        if self.batch_size is not None and self.batch_size > rows:
+            what = f"what holdout={self.holdout:g} leaves of the data" if self.holdout else "the data"
+            return f"batch_size={self.batch_size} is larger than {what}, {rows} rows: choose a smaller batch"
         return None
 
     def run(self, task: Task) -> Outcome:
@@ -335,12 +337,8 @@ class Training:
             if self.due():
                 if not self.log(losses):
                     self._restore(last_good)
-                    self.converged = False
-                    self.status = (
-                        f"stopped: the {self.title} was no longer finite by step {self.done} "
-                        f"(the parameters are those of step {self.history[-1]['step']}); "
-                        f"try a lower learning_rate than {self.peak:g}, more particles or another seed"
-                    )
+                    self.converged, self.status = False, f"stopped: {self._trouble()}"
+                    self._restore(last_good)  # buffers too
                     return
                 losses, last_good = [], self._state()
                 if self._should_stop():
@@ -351,6 +349,21 @@ class Training:
         if self.best_state is not None:
             self._restore(self.best_state)
         self.status = self._final_status()
+
+    def _trouble(self) -> str:
+        """What is not finite, and what to try, from one more run at the last good parameters."""
+        point = f"the parameters of step {self.history[-1]['step']}"
+        try:
+            value = float(self.step.run(*self.batches()))
+        except torch.linalg.LinAlgError:
+            value = math.nan
+        if not math.isfinite(value):
+            return f"the {self.title} is not finite at {point}; look for a log, a root or a division that fails there, or give another init"
+        if not all(bool(p.grad.isfinite().all()) for p in self.step.parameters if p.grad is not None):
+            cause = "a root or a norm at 0, or a torch.where with a side that is not finite"
+            return f"the {self.title} is finite at {point}, but its gradient is not; look for {cause}"
+        remedy = f"try a lower learning_rate than {self.peak:g}, more particles or another seed"
+        return f"the {self.title} was no longer finite by step {self.done} (the fit has {point}); {remedy}"
 
     def advance(self, step: int) -> Tensor:
         """One gradient step on the next batch; the loss before it."""
@@ -383,7 +396,8 @@ class Training:
         finite = not losses or (math.isfinite(elbo) and all(bool(p.isfinite().all()) for p in self.step.parameters))
         if finite and self.exact is not None:
             try:
-                point["log_likelihood"] = float(exact_log_marginal(self.exact, self.task.theta, self.task.data).mean())
+                with pyro.validation_enabled(False):  # a score that is none ends in a status
+                    point["log_likelihood"] = float(exact_log_marginal(self.exact, self.task.theta, self.task.data).mean())
             except torch.linalg.LinAlgError:  # a covariance that is none any more
                 finite = False
         if finite and self.held is not None:

@@ -10,10 +10,14 @@ And the curves of networks and coins are said in words that a value and its grad
 """
 
 import logging
+import os
+import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +28,14 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppvae.data import Batch
+from ppvae.program.frozen import Calls, Frozen, Operations
 
 aten = torch.ops.aten
 Loss = Callable[..., Tensor]
 Graph = Callable[..., tuple[Tensor, Sequence[Tensor]]]
-FROZEN = "it takes numbers out of tensors (tolist, numpy) or from elsewhere (a counter, Python's random), which a recording would freeze"
+FROZEN = "run again it is another: it takes numbers from outside the tensors (a counter, Python's random), which a recording would freeze"
+KEPT = "it reads the value of a tensor and changes its buffers as it runs: a recording would keep the value that it read"
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)  # ValueError: a user's mistake
 
 
 class CaptureError(RuntimeError):
@@ -57,24 +64,32 @@ def capture(module: nn.Module, loss: Loss, batch: Batch, *more: Tensor, other: S
 
     Returns a graph (parameters, batch tensors, *more) -> (loss, gradients), for tensors shaped as these; their values may change from call
     to call. The graph is held against the program at `other` in the place of `more` (None: the same). Raises CaptureError where the
-    program branches on its data, samples a site that has no reparametrised gradient, or has values that a graph would freeze.
+    program branches on its data, samples a site that has no reparametrised gradient, or has values that a graph would freeze; and for a
+    program that fails, whose own failure a plain run will show.
     """
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     parameters = [p.detach().clone().requires_grad_() for p in module.parameters() if p.requires_grad]
     frame = _Frame(module, loss, batch)
+    changes = [b._version for b in module.buffers()]
+    watch = Operations()
 
     def loss_and_gradients(values: list[Tensor], tensors: list[Tensor], *more: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         value = torch.func.functional_call(frame, {f"module.{n}": v for n, v in zip(names, values, strict=True)}, (tensors, *more))
         return value.detach(), torch.autograd.grad(value, values, materialize_grads=True)
 
+    def watched(*arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with watch, Calls(watch):
+            return loss_and_gradients(*arguments)
+
     try:
-        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
-            graph = make_fx(loss_and_gradients)(parameters, tensors_of(batch), *more)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), lent_folder():
+            graph = without_detours(make_fx(watched)(parameters, tensors_of(batch), *more))
+        if watch.read and changes != [b._version for b in module.buffers()]:
+            raise CaptureError(KEPT)
+        if not _heeds(module, graph, loss_and_gradients, parameters, tensors_of(batch), more if other is None else other):
+            raise CaptureError(FROZEN)
+    except FAILURES as error:
         raise CaptureError(_reason(error)) from error
-    graph = without_detours(graph)
-    if not _heeds(graph, loss_and_gradients, parameters, tensors_of(batch), more if other is None else other):
-        raise CaptureError(FROZEN)
     return graph
 
 
@@ -84,28 +99,33 @@ def first_line(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What stops a recording, in the story's terms where it is a value read from a tensor."""
-    said = first_line(error)
-    if "value out of a tracing tensor" not in said:
+    """What stops a recording, with its line where values leave the tensors."""
+    said = first_line(error) or type(error).__name__
+    if not isinstance(error, Frozen):
         return said
-    ours = (*torch.__path__, *pyro.__path__)
-    own = [f for f in traceback.extract_tb(error.__traceback__) if f.line and not f.filename.startswith(ours) and f.filename != __file__]
-    where = f"line {own[-1].lineno}, `{own[-1].line}`, " if own else "it "
-    return f"{where}reads a tensor's value (if, .item()), where torch.where would do"
+    ours = (*torch.__path__, *pyro.__path__, str(Path(__file__).parents[1]))
+    own = [f for f in traceback.extract_tb(error.__traceback__) if f.line and not f.filename.startswith(ours)]
+    return f"line {own[-1].lineno}, `{own[-1].line}`, {said}" if own else f"it {said}"
 
 
-def _heeds(graph: Graph, program: Graph, values: list[Tensor], tensors: list[Tensor], more: Sequence[Tensor]) -> bool:
-    """Whether the graph says what the program says of these rows, at other parameters and with other draws."""
+def _heeds(module: nn.Module, graph: Graph, program: Graph, values: list[Tensor], tensors: list[Tensor], more: Sequence[Tensor]) -> bool:
+    """Whether the graph says what the program says of these rows, at other parameters and with other draws, and leaves the same buffers."""
     device = tensors[0].device
-    said = []
+    begun = [b.clone() for b in module.buffers()]
+    said: list[list[Tensor]] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), pyro.validation_enabled(False):
         torch.manual_seed(0)
         moved = [(v + 0.01 * torch.randn_like(v)).detach().requires_grad_() for v in values]
-        for one in (graph, program):
+        for one, gradients in ((graph, False), (program, True)):
+            with torch.no_grad():
+                for buffer, before in zip(module.buffers(), begun, strict=True):
+                    buffer.copy_(before)
             torch.manual_seed(1)
-            said.append(one(moved, tensors, *more)[0].detach())
-    recorded, expected = said
-    return torch.allclose(recorded, expected, rtol=torch.finfo(expected.dtype).eps ** 0.5, equal_nan=True)
+            with torch.set_grad_enabled(gradients):
+                said.append([one(moved, tensors, *more)[0], *module.buffers()])
+            said[-1] = [found.detach().clone() for found in said[-1]]
+    near = torch.finfo(said[0][0].dtype).eps ** 0.5
+    return all(torch.allclose(recorded, expected, rtol=near, equal_nan=True) for recorded, expected in zip(*said, strict=True))
 
 
 def without_detours(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -146,8 +166,38 @@ def operations(graph: Graph) -> int:
     return sum(node.op == "call_function" for node in graph.graph.nodes)
 
 
-def no_compiler(device: torch.device) -> str | None:
+def unwritable() -> str | None:
+    """A sentence for a folder named for what Inductor writes that cannot be written; None where it can, or none is named."""
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    try:
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return f"the folder that TORCHINDUCTOR_CACHE_DIR names, {folder}, cannot be written ({error.strerror})"
+    return None
+
+
+@contextmanager
+def lent_folder() -> Iterator[None]:
+    """A folder that can be written in the place of one that cannot, for recording, which imports Inductor."""
+    if unwritable() is None:
+        yield
+        return
+    named = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    with tempfile.TemporaryDirectory() as lent:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = lent
+        try:
+            yield
+        finally:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = named
+
+
+def lacking(device: torch.device) -> str | None:
     """What Inductor lacks to generate code for this device here, None where nothing."""
+    bad_folder = unwritable()
+    if bad_folder:
+        return bad_folder
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils._triton import has_triton
@@ -164,7 +214,7 @@ def compiled(graph: Graph, parameters: Sequence[Tensor], tensors: Sequence[Tenso
 
     On a GPU a call is one CUDA graph, which reads `parameters` and `tensors` where they lie: others given in their place are copied there.
     """
-    from torch._inductor.exc import InductorError  # seconds to import: only where something will be compiled
+    from torch._inductor.cpp_builder import get_cpp_compiler
 
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     many, few = len(parameters), len(parameters) + len(tensors)
@@ -175,18 +225,19 @@ def compiled(graph: Graph, parameters: Sequence[Tensor], tensors: Sequence[Tenso
 
     example: list[Any] = [*parameters, *tensors, *(m.clone() for m in more)]
     device = example[0].device
-    missing, on_gpu = no_compiler(device), device.type == "cuda"
+    missing, on_gpu = lacking(device), device.type == "cuda"
     if missing:
         raise CompileError(missing)
     options = {} if on_gpu else {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
     options["fallback_random"] = True  # the draws of the program, not others of the compiler's
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[device] if on_gpu else []), torch.no_grad():
         warnings.simplefilter("ignore")  # the compiler's own deprecations
-        lean = with_opaque_sums(make_fx(flat, decomposition_table=SHARED)(*example))
         try:
+            lean = with_opaque_sums(make_fx(flat, decomposition_table=SHARED)(*example))
             fast = torch._inductor.compile(lean, example, options=options)
-        except InductorError as error:
-            raise CompileError(f"the compiler fails ({first_line(error)})") from error
+        except (RuntimeError, OSError) as error:  # of Inductor, since the graph has run
+            by = "" if on_gpu else f" with the C++ compiler {get_cpp_compiler()}"
+            raise CompileError(f"Inductor fails{by} ({first_line(error)})") from error
         fast(*example)
         if on_gpu:
             fast = replayed(fast, example)
