@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.lines import Line2D
 from scipy import integrate
 
 import ppvae
@@ -260,6 +261,13 @@ def test_names_from_outside_are_cut_and_no_mathematics():
     for figure in drawn:
         figure.draw_without_rendering()
         assert not figure.findobj(lambda artist: "on and on and" in getattr(artist, "get_text", str)())
+
+
+def test_a_legend_is_no_wider_than_its_figure():
+    figure, _ = style.panels(2, 2)
+    style.legend(figure, [Line2D([], [], label=f"SVI(steps={i}, batch_size=20, learning_rate=0.01)") for i in range(5)])
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().width <= figure.bbox.width
 
 
 def test_a_figure_shows_itself_in_a_notebook():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ FLOOR = 1e-6  # nats per row: two runs closer than this are drawn as equal
 POINTS = 250  # a curve is thinned to about so many points
 MANY_RUNS = 8  # the curves of more runs than this are drawn as pixels, so that a page stays small
 BARS = 12
-LETTERS = 40  # of a method's name
+LINE = 36  # letters of a bar's name; a longer one takes more lines
 PARTS = {"parameters": "#334155", "approximation": "#8b9bb0", "amortization": "#d3dae3"}
 ERRORS = [f"{part}_se" for part in PARTS]
 
@@ -58,7 +59,9 @@ def convergence(comparison: Comparison, columns: int = 2) -> Figure:
             ax.set_ylim(bottom=None if low is None else low - 0.05 * (top - low))
     methods = runs.labels(comparison)
     colours, markers = style.colours(methods), style.markers(methods)
-    style.legend(figure, [Line2D([], [], color=colours[m], marker=markers[m], markersize=4, label=style.word(m, LETTERS)) for m in colours])
+    style.legend(
+        figure, [Line2D([], [], color=colours[m], marker=markers[m], markersize=4, label=style.word(m, 2 * LINE)) for m in colours]
+    )
     return figure
 
 
@@ -69,7 +72,9 @@ def gaps(comparison: Comparison) -> Figure:
     standard errors of it. A part that came out negative (by error, or parameters better than the reference's) is drawn to the left.
     """
     table, names = _bars(runs.gaps(comparison))
-    figure, (ax,) = style.panels(1, 1, (4.8, 1.1 + 0.3 * len(table)))
+    names = [fill(style.word(name, 3 * LINE), LINE) for name in names]
+    lines = 1 + max(name.count("\n") for name in names)
+    figure, (ax,) = style.panels(1, 1, (4.8, 1.1 + (0.15 + 0.15 * lines) * len(table)))
     rows = np.arange(len(table))
     right, left = np.zeros(len(table)), np.zeros(len(table))
     for part, colour in PARTS.items():
@@ -81,7 +86,7 @@ def gaps(comparison: Comparison) -> Figure:
         ax.errorbar((base + width)[known], rows[known], xerr=2 * error[known], fmt="none", ecolor=style.INK, elinewidth=0.9, capsize=2)
         right, left = right + width.clip(min=0), left + width.clip(max=0)
     ax.axvline(0.0, color=style.MUTED, linewidth=0.8)
-    ax.set_yticks(rows, [style.word(name, LETTERS) for name in names])
+    ax.set_yticks(rows, names)
     ax.invert_yaxis()
     ax.locator_params(axis="x", nbins=5)
     ax.xaxis.set_major_formatter(lambda value, place: f"{value:g}")

@@ -5,6 +5,8 @@ import io
 from collections.abc import Iterable, Sequence
 
 import matplotlib
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -16,6 +18,7 @@ DATA, MODEL = PALE, PALETTE[0]  # what was seen, and what the model says
 PAPER_TO_INK = LinearSegmentedColormap.from_list("paper_to_ink", ("#ffffff", INK))
 MANY_POINTS = 400  # a scatter of more points than this is drawn as pixels, so that a page stays small
 DPI = 160
+LETTER = 0.065  # inches, of a legend's
 
 
 class Drawing(Figure):
@@ -81,8 +84,12 @@ def name_axes(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
     ax.set_title(title, color=INK, fontsize=9, loc="left")
 
 
-def legend(figure: Figure, handles: Sequence[object], columns: int = 4) -> None:
-    """One legend for the whole figure, above the panels."""
+def legend(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None:
+    """One legend for the whole figure, above the panels, in at most so many columns and no more than its width has room for."""
+    labels = [str(handle.get_label()) for handle in handles]
+    columns = min(columns, len(labels))
+    while columns > 1 and sum(0.4 + LETTER * max(map(len, part)) for part in np.array_split(labels, columns)) > figure.get_figwidth():
+        columns -= 1
     figure.legend(
         handles=list(handles),
         loc="outside upper left",
