@@ -216,7 +216,7 @@ class Named(Sound):
 
 def test_deterministic_sites_change_nothing():
     iris = ppvae.load_data("iris")
-    of, like = (ppvae.fit(model(), iris, ppvae.SVI(steps=2)) for model in (Named, Sound))
+    of, like = (ppvae.fit(model(), iris, ppvae.SVI(steps=2, compile=False)) for model in (Named, Sound))
     np.testing.assert_allclose(of.log_likelihood(iris), like.log_likelihood(iris), rtol=1e-12)
     np.testing.assert_allclose(of.elbo(iris), like.elbo(iris), rtol=1e-12)
 
@@ -250,6 +250,20 @@ def test_a_choice_is_summed_out_however_it_is_marked(model):
         sampled = log_weights(fit.program, fit.guide, data.batch(), 3)
     np.testing.assert_allclose(sampled.numpy(), np.tile(marked.log_likelihood(data), (3, 1)), atol=1e-9)
     assert (fit.kl(data) >= 0).all()
+
+
+class OneHot(Coin):
+    def model(self, theta, batch):
+        with batch.rows:
+            k = pyro.sample("k", dist.OneHotCategorical(batch.x.new_tensor([0.3, 0.7])), infer={"enumerate": "parallel"})
+            x = dist.Normal(theta.mean + 2.0 * k[..., 1:], theta.noise_scale).mask(batch.observed).to_event(1)
+            pyro.sample("x", x, obs=batch.x)
+
+
+def test_a_choice_as_a_vector_is_summed_out_too():
+    fit, number = (ppvae.fit(of(), FEW, ppvae.SVI(steps=2, learning_rate=1e-12, compile=False)) for of in (OneHot, Coin))
+    np.testing.assert_allclose(fit.log_likelihood(FEW, draws=30), number.log_likelihood(FEW), rtol=1e-9)
+    assert fit.impute(FEW, draws=2).shape == (2, 5, 2)
 
 
 def of_rows(place):

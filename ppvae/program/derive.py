@@ -113,7 +113,8 @@ def derive(model: Model, theta: Parameters, batch: Batch) -> Derived | None:
     latents = {n: s["fn"].event_shape for n, s in sites.items() if n not in discrete}
     supports = [getattr(sites[n]["fn"].support, "base_constraint", sites[n]["fn"].support) for n in latents]
     readable = all(isinstance(s, type(constraints.real) | type(constraints.real_vector)) for s in supports)
-    if len(discrete) > 1 or len(latents) > 1 or not readable or not all(is_row_site(s) for s in sites.values()):
+    vectors = any(sites[n]["fn"].event_shape for n in discrete)  # one-hot: a posterior's component is a number
+    if len(discrete) > 1 or vectors or len(latents) > 1 or not readable or not all(is_row_site(s) for s in sites.values()):
         return None
     if without_prior(partial(model.model, theta), batch):
         return None
