@@ -240,7 +240,7 @@ def test_what_columns_are_is_found_strip_by_strip(monkeypatch, strip, dtype):
     mean = (x * seen).sum(0) / np.maximum(count, 1)
     variance = (np.square(x - mean) * seen).sum(0) / np.maximum(count, 1)
     assert data.n_observed.tolist() == count.tolist()
-    assert data.constant == ("x3",) and data.unobserved == ("x4",)
+    assert (data.constant, data.unobserved) == (("x3",), ("x4",))
     # Sums of 60 numbers in float64, the mean then rounded to the type of the table: an offset of 1000 of them shows squared.
     eps = torch.finfo(dtype).eps
     np.testing.assert_allclose(data.mean, mean.astype(float), rtol=60 * 2.0**-52 + eps)
@@ -248,7 +248,7 @@ def test_what_columns_are_is_found_strip_by_strip(monkeypatch, strip, dtype):
 
 
 def test_condensed_rows_do_not_depend_on_the_strips(monkeypatch):
-    x = np.random.default_rng(0).standard_normal((100, 3)) + [0.0, 50.0, -1e4]
+    x = np.random.default_rng(0).standard_normal((100, 3)) + np.array([0.0, 50.0, -1e4])
     _, whole = Data(x).batch().condensed
     monkeypatch.setattr("ppvae.data.STRIP", 21)
     mean, root = Data(x).batch().condensed
