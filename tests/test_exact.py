@@ -171,3 +171,34 @@ def test_latents_of_any_shape_are_exact(shape):
     assert fit.posterior(iris).sample(3)["z"].shape == (3, 150, *shape)
     assert fit.impute(iris.with_holes(0.1), draws=2).shape == (2, 150, 4)
     assert fit.to_arviz(iris, draws=2)["posterior"]["z"].shape == (1, 2, 150, *shape)
+
+
+@dataclass(frozen=True)
+class Gated(ppvae.Model):
+    """The latent chooses the component, by a softmax: no closed forms."""
+
+    def init(self, data, generator):
+        gates = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+        return ppvae.Parameters(gates=gates, means=torch.randn(3, data.n_features, generator=generator, dtype=torch.float64))
+
+    def model(self, theta, batch):
+        with batch.rows:
+            z = pyro.sample("z", dist.Normal(batch.x.new_zeros(2), 1.0).to_event(1))
+            c = pyro.sample("c", dist.Categorical(logits=z @ theta.gates), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(theta.means[c], 1.0).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+def test_a_latent_that_chooses_the_component_has_no_closed_forms_and_is_fitted():
+    """Given z the component is summed out: the score is within 4 standard errors of the integral over z on a grid."""
+    data = ppvae.Data(random(0, 4, 2).numpy())
+    fit = ppvae.fit(Gated(), data, ppvae.SVI(steps=20, compile=False))
+    assert fit.exact is None
+    scores = fit.log_likelihood(data, draws=5000)
+    line = torch.linspace(-7, 7, 141, dtype=torch.float64)
+    z = torch.cartesian_prod(line, line)
+    means, gates = (torch.as_tensor(fit.params[name]) for name in ("means", "gates"))
+    given = Independent(Normal(means, 1.0), 1).log_prob(data.x.unsqueeze(1))  # (N, K)
+    prior = Normal(0.0, 1.0).log_prob(z).sum(-1) + 2 * (line[1] - line[0]).log()
+    joint = prior.unsqueeze(-1) + (z @ gates.to(z)).log_softmax(-1)
+    integral = (joint.unsqueeze(0) + given.unsqueeze(1)).flatten(1).logsumexp(1)
+    assert ((torch.as_tensor(scores) - integral).abs() <= 4 * torch.as_tensor(scores.standard_error) + 1e-6).all()

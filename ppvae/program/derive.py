@@ -122,7 +122,11 @@ def derive(model: Model, theta: Parameters, batch: Batch) -> Derived | None:
     try:
         with pyro.validation_enabled(False):
             certificate = found.certificate(theta, batch)
-    except (torch.linalg.LinAlgError, RuntimeError):  # not concave, or not twice differentiable, in z
+    except (
+        torch.linalg.LinAlgError,
+        RuntimeError,
+        AssertionError,
+    ):  # not concave, not twice differentiable, or z chooses among components
         return None
     return found if certificate < CERTIFICATE else None
 
