@@ -24,7 +24,10 @@ def bijection(support: constraints.Constraint) -> Transform:
     try:
         return biject_to(support)
     except NotImplementedError as error:
-        kind = "a discrete latent takes infer={'enumerate': 'parallel'}, or a guide of your own" if support.is_discrete else "give a guide"
+        finite = (
+            "a discrete one of finitely many values takes infer={'enumerate': 'parallel'}, a vector one site an entry; else give a guide"
+        )
+        kind = finite if support.is_discrete else "give a guide"
         raise ValueError(f"a latent whose support is {support} has no Gaussian guide: {kind}") from error
 
 

@@ -212,7 +212,7 @@ class Plain(nn.Module):
         return self.function(batch)
 
 
-UNTRAINED = "make the guide a torch.nn.Module that holds its parameters itself"
+UNTRAINED = "make the guide a torch.nn.Module, no PyroModule, that holds its parameters itself"
 
 
 def check_sites(model: Model, story: dict[str, Site], guide: nn.Module, data: Data) -> None:
