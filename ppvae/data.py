@@ -45,10 +45,6 @@ class Batch:
         observed = self.observed[:1].expand(len(chosen), -1) if self.complete else self.observed[chosen]
         return replace(self, x=self.x[chosen], observed=observed, index=self.index[chosen], context=context)
 
-    def filled(self, value: Tensor | float) -> Tensor:
-        """(B, D): x with missing entries at `value`."""
-        return self.x if self.complete else torch.where(self.observed, self.x, value)
-
     @cached_property
     def patterns(self) -> Patterns:
         """The rows grouped by their missing entries; worked out once for a batch."""

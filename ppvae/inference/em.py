@@ -27,7 +27,7 @@ ACCELERATIONS = ("squarem", "anderson")
 class EM(Method):
     """Exact EM.
 
-    max_steps: at most.  tolerance: nats per row; EM stops when a step gains less.
+    max_steps: an E-step and an M-step each.  tolerance: nats per row; EM stops when a step gains less.
     acceleration: None, "squarem" (Varadhan & Roland 2008, scheme S3) or "anderson" (Walker & Ni 2011, depth 5), both guarded.
     """
 
