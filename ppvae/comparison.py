@@ -19,12 +19,13 @@ from ppvae.data import Data, as_data
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
-from ppvae.inference.fit import check_guide, check_init, check_method, check_story, precision, prepare, refuse, rounded, run, start
+from ppvae.inference.fit import check_guide, check_init, check_method, precision, prepare, refuse, rounded, run, start
 from ppvae.inference.method import Method, Progress
 from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.model import Model, ask, check_model
 from ppvae.options import counted
+from ppvae.program.story import check_story
 from ppvae.scores import Scores
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from ppvae.data import Batch, Data, as_data
 from ppvae.exact import Exact, ExactGuide
 from ppvae.inference.cavi import MeanField
 from ppvae.inference.em import EM, sum_statistics
-from ppvae.inference.fit import prepare, start, traced
+from ppvae.inference.fit import prepare, start
 from ppvae.inference.method import Task, seeded
 from ppvae.inference.objectives import OBJECTIVES, Rows
 from ppvae.inference.svi import SVI, Step
@@ -56,6 +56,7 @@ from ppvae.program.joint import (
     random_sites,
     sites_of,
 )
+from ppvae.program.story import traced
 from ppvae.scores import exact_log_marginal
 
 ROWS = 200

@@ -11,10 +11,11 @@ from torch.distributions import constraints
 
 import ppvae
 from ppvae import registry
-from ppvae.inference.fit import check_story, start
+from ppvae.inference.fit import start
 from ppvae.models import GMM, PCA, PPCA, VAE, Autoencoder, BayesianGMM, FactorAnalysis, MixtureFA, MixturePPCA
 from ppvae.program.graph import graph
 from ppvae.program.joint import log_weights
+from ppvae.program.story import check_story
 
 FEW = [[1.0, 2.0], [2.0, np.nan], [3.0, 5.0], [np.nan, np.nan], [4.0, 4.0]]
 

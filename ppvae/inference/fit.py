@@ -1,22 +1,14 @@
 """fit: from a model, data and a method to a Fit."""
 
 import copy
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
-from torch import Tensor
 
 from ppvae import guides
-from ppvae.data import Batch, Data, as_data
-from ppvae.exact import CHUNK
-from ppvae.failures import MISTAKES
+from ppvae.data import Data, as_data
 from ppvae.inference.cavi import CAVI
 from ppvae.inference.closed_form import ClosedForm
 from ppvae.inference.em import EM
@@ -25,10 +17,8 @@ from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.messages import check_object, either, few, unknown
 from ppvae.model import Model, ask, check_model
-from ppvae.parameters import Parameters, in_words
-from ppvae.program.check import unfit
-from ppvae.program.joint import Site, is_row_site, log_joint_given_shared, random_sites, unwrapped
-from ppvae.program.trial import tried
+from ppvae.parameters import Parameters
+from ppvae.program.story import check_story
 from ppvae.threads import threads, threads_for
 
 
@@ -131,91 +121,6 @@ def precision(theta: Parameters, dtype: torch.dtype | str | None = None) -> torc
     if name not in DTYPES:
         raise unknown("dtype", name, DTYPES)
     return DTYPES[name]
-
-
-def check_story(model: Model, theta: Parameters, data: Data) -> None:
-    """Raise ValueError for a story that `traced` refuses, that has other rows than the batch's, or that overlooks which entries are
-    missing, or the context."""
-    few_rows, trace = traced(model, theta, data)
-    sites = random_sites(trace)
-    seen = [name for name, site in sites.items() if site["is_observed"] and not site["infer"].get("_deterministic")]
-    ours = "rows" in trace.nodes and trace.nodes["rows"]["value"] is few_rows.index  # another plate of that name does not scale a minibatch
-    outside = [name for name in seen if not (ours and is_row_site(sites[name]))]
-    if outside:
-        raise ValueError(f"{model.name}: the story observes {few(outside)} outside the plate over rows: put it under `with batch.rows:`")
-    # A choice that all rows share, or one in a plate, is refused where a method looks for what they share, in a better sentence.
-    shared = {n: s["value"] for n, s in sites.items() if not (s["is_observed"] or s["cond_indep_stack"] or s["fn"].has_enumerate_support)}
-    if shared:
-        _check_broadcast(model, theta, few_rows, shared)
-    _check_heed(model, theta, data)
-
-
-@threads(1)
-def traced(model: Model, theta: Parameters, data: Data) -> tuple[Batch, poutine.Trace]:
-    """A few rows and the story's trace on them; raise ValueError, with the line, for one that fails, observes nothing, changes
-    the rows or holds parameters of its own."""
-    rows = 3 if data.n_features == 2 else 2  # not as many as features, or one could pass for the other
-    few_rows = data.batch(torch.arange(min(rows, data.n_rows), device=data.device))
-
-    def wrong(sites: dict[str, Site]) -> str | None:
-        return _beyond_support(sites) or unfit(sites, few_rows)
-
-    untrained = "give it in init, as Parameters({0}=...), and read theta.{0}"
-    trace = tried(model.name, "the story", partial(model.model, theta), model.model, few_rows, wrong, untrained)
-    if not any(site["is_observed"] and not site["infer"].get("_deterministic") for site in random_sites(trace).values()):
-        raise ValueError(f"{model.name}: the story observes nothing: add pyro.sample('x', ..., obs=batch.x) inside batch.rows")
-    return few_rows, trace
-
-
-def _beyond_support(sites: dict[str, Any]) -> str | None:
-    """A sentence for an observed site with a value that its distribution cannot take, None without any."""
-    for name, site in sites.items():
-        fn = unwrapped(site["fn"])
-        if site["is_observed"] and fn._validate_args:
-            taken = fn.support.check(site["value"])
-            if not taken.all():
-                first = site["value"][~taken][0].tolist()
-                return f"{name} holds {first}, but {type(fn).__name__} takes {in_words(fn.support)}: use a distribution of such values"
-    return None
-
-
-def _check_heed(model: Model, theta: Parameters, data: Data) -> None:
-    """Raise ValueError for a story that scores rows with holes as if nothing were missing, and for a context that it does not read."""
-    if not data.complete:
-        holed = next(b.index[~b.observed.all(-1)][:10] for b in data.chunks(CHUNK) if not b.observed.all())
-        batch = data.batch(holed)
-        if _alike(model, theta, batch, replace(batch, observed=torch.ones_like(batch.observed), complete=True)):
-            raise ValueError(f"{model.name}: the story reads entries that are missing: leave them out, as .mask(batch.observed) does")
-    if data.context is not None:
-        batch = data.head()
-        if _alike(model, theta, batch, replace(batch, context=None)):
-            raise ValueError(f"{model.name}: the story does not read the context of the data: leave it out, or use a conditional model")
-
-
-def _alike(model: Model, theta: Parameters, one: Batch, other: Batch) -> bool:
-    """Whether the story gives both batches the same score, other than nothing, at the same draws; False where it cannot take the other."""
-    said = []
-    try:
-        for batch in (one, other):
-            with seeded(0, batch.x.device), torch.no_grad(), pyro.validation_enabled(False):
-                said.append(float(poutine.trace(partial(model.model, theta)).get_trace(batch).log_prob_sum()))
-    except MISTAKES:
-        return False
-    return said[0] == said[1] != 0 and math.isfinite(said[0])
-
-
-def _check_broadcast(model: Model, theta: Parameters, batch: Batch, shared: dict[str, Tensor]) -> None:
-    """Raise ValueError for a story that cannot take several draws of what all rows share at once, (S, 1, ...), beside the rows."""
-    draws, names = 5, few(shared)
-    values = {name: value.expand(draws, 1, *value.shape) for name, value in shared.items()}
-    remedy = f"{names} may come as (draws, 1, ...), so instead of z @ w write (z.unsqueeze(-2) @ w).squeeze(-2)"
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
-            terms = log_joint_given_shared(partial(model.model, theta), batch, values, draws)
-    except MISTAKES as error:
-        raise ValueError(f"{model.name}: the story fails for several draws of {names} at once: {remedy}") from error
-    if terms.shape[1:] != (draws, batch.size):
-        raise ValueError(f"{model.name}: the story mixes rows with draws of {names}: {remedy}")
 
 
 def check_device(device: str | torch.device) -> None:

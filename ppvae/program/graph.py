@@ -16,10 +16,11 @@ from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor, nn
 
 from ppvae.data import Data
-from ppvae.inference.fit import check_story, prepare, start
+from ppvae.inference.fit import prepare, start
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.joint import is_row_site, random_sites, unwrapped
+from ppvae.program.story import check_story
 
 
 @dataclass(frozen=True)
