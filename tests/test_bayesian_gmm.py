@@ -179,6 +179,17 @@ def test_chains_are_brought_into_one_order():
     assert all(torch.equal(found[name], chains[name]) for name in chains)
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_the_order_of_components_is_no_matter_of_units(unit):
+    """The weights tell the components apart, the means hardly do: their numbers must not outvote the weights' by being large."""
+    generator = torch.Generator().manual_seed(0)
+    start = {"weights": torch.tensor([0.1, 0.9]), "means": unit * torch.tensor([[0.0, 0.0], [0.1, 0.1]])}
+    chains = {"weights": start["weights"].expand(2, 50, 2), "means": unit * torch.randn(2, 50, 2, 2, generator=generator)}
+    turned = {name: torch.stack([value[0], value[1].flip(1)]) for name, value in chains.items()}
+    found = relabelled(BayesianGMM(2, "diag"), turned, start)
+    assert all(torch.equal(found[name], chains[name]) for name in chains)
+
+
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [(GMM(2), "gmm gives no mean-field bound"), (ppvae.models.VAE(likelihood="gaussian"), "vae gives no mean-field bound")],

@@ -118,6 +118,16 @@ def test_relabelled_mixtures_are_at_no_distance(iris, covariance):
     assert any((moved[name] != value).any() for name, value in values.items())
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_the_order_of_components_is_no_matter_of_units(unit):
+    """Means that hardly differ, and that in the other order would fit a little better, must not outvote the weights by large numbers."""
+    reference = {"weights": torch.tensor([0.1, 0.9]), "means": unit * torch.tensor([[0.0], [1.0]])}
+    values = {"weights": torch.tensor([0.12, 0.88]), "means": unit * torch.tensor([[0.6], [0.5]])}
+    for order in ([0, 1], [1, 0]):
+        again = aligned(GMM(2), {name: value[order] for name, value in values.items()}, reference)
+        assert all(torch.equal(again[name], values[name]) for name in values)
+
+
 def test_distances_of_relabelled_starts_are_zero(faithful):
     means = np.array([[2.0, 55.0], [4.3, 80.0]])
     one, other = (ppvae.compare(GMM(2), faithful, [ppvae.EM()], init={"means": m}) for m in (means, means[::-1].copy()))

@@ -303,6 +303,22 @@ class TestCheck:
             assert "whether y is missing depends on what was observed (x is" in found
             assert said in found
 
+    def test_dependence_is_tested_by_scipy_and_corrected_for_the_number_of_tests(self):
+        """The same two columns, alone and among twenty: what two tests show plainly may be chance among 38."""
+        others, gone = np.random.default_rng(0).standard_normal((60, 19)), np.arange(60) < 20
+        given = np.concatenate([stats.norm.ppf((np.arange(n) + 0.5) / n) + shift for n, shift in ((20, 1.0), (40, 0.0))])
+        table = np.column_stack([np.where(gone, np.nan, others[:, 0]), given])
+        alone, among = (missingness.dependence(Data(t)).query("given == 'x1'") for t in (table, np.column_stack([table, others[:, 1:]])))
+        for i, measured in enumerate((given, np.abs(given - given.mean()))):
+            p = stats.ttest_ind(measured[gone], measured[~gone], equal_var=False).pvalue
+            assert alone.p_value.iloc[i] == among.p_value.iloc[i] == pytest.approx(p)
+            difference = (measured[gone].mean() - measured[~gone].mean()) / given.std()
+            assert alone.difference.iloc[i] == pytest.approx(difference)
+        assert 0.01 / 38 < alone.p_value.iloc[0] < 0.01 / 2
+        assert alone.difference.iloc[0] > 0.5
+        assert alone.plain.tolist() == [True, False]
+        assert among.plain.tolist() == [False, False]
+
     def test_user_statistics_are_numbers_or_vectors(self, gaussian_rows, fit):
         statistics = {"range": np.ptp, "medians": lambda x: np.median(x, 0), "quartiles": lambda x: np.quantile(x, [0.25, 0.75])}
         table = ppvae.check(fit, Data(gaussian_rows, columns=["a", "b", "c"]), statistics, draws=20).table.query("rows_kind == 'same'")

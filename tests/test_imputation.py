@@ -8,6 +8,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from classic import observed_density
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -466,6 +467,18 @@ class TestHiddenEntries:
         whole, train = found.hidden, found.data
         gained = found.fits[0].log_likelihood(whole).sum() - found.fits[0].log_likelihood(train).sum()
         assert row.hidden_log_likelihood == pytest.approx(gained / int((whole.observed & ~train.observed).sum()))
+
+    def test_against_dense_algebra(self):
+        """Errors in standard deviations of the columns that were fitted; log p(x_hidden, x_observed) - log p(x_observed)."""
+        found = ppvae.compare(GMM(1), ppvae.load_data("airquality"), [ppvae.EM(max_steps=3)], holdout_entries=0.3)
+        whole, train = found.hidden.numpy(), found.data.numpy()
+        (mean,), (covariance,) = (found.best.params[name] for name in ("means", "covariances"))
+        hidden = ~np.isnan(whole) & np.isnan(train)
+        error = np.stack([dense_mean(mean, covariance, row) for row in train]) - whole
+        row = found.table.iloc[0]
+        assert row.hidden_rmse == pytest.approx(math.sqrt(((error / np.nanstd(train, 0))[hidden] ** 2).mean()))
+        both, seen = (observed_density(x, mean, covariance).sum() for x in (whole, train))
+        assert row.hidden_log_likelihood == pytest.approx((both - seen) / hidden.sum())
 
 
 class TestMissingness:

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from classic import observed_density
 
 import ppvae
 from ppvae import cli
-from ppvae.inference.draws import exact_posterior, posterior_draws, trained_guide
+from ppvae.inference.draws import Prior, exact_posterior, posterior_draws, trained_guide
 from ppvae.inference.fit import start
 from ppvae.inference.method import Task, seeded
 from ppvae.models import GMM, PCA, PPCA, VAE, Autoencoder, BayesianGMM, Gaussian, MixturePPCA
@@ -81,6 +82,20 @@ def test_without_an_exact_posterior_a_guide_draws():
     error = ((found.weights * (found.latents["z"].square().sum(-1) - squares)).square().sum(0) * 2).sqrt()  # of both, about
     assert ((squares - truth).abs() < 5 * error).float().mean() > 0.95  # weights of heavy tails: a few rows may be further out
     assert torch.allclose(sound.weights, sound.weights.new_tensor(1 / 2000))
+
+
+def test_weighted_draws_know_the_evidence():
+    """Each row's evidence against the dense formula: draws from the prior of one latent, whose weights are mild."""
+    iris, model = ppvae.load_data("iris").with_holes(0.3), PPCA(1)
+    theta = start(model, iris, 0)
+    task = Task(model, iris, theta, None, 0)
+    with seeded(0):
+        parts = posterior_draws(task, Prior(task), 5000)
+    w, m, v = (theta.values()[name].numpy() for name in ("loadings", "mean", "noise_variance"))
+    truth = observed_density(iris.numpy(), m, w @ w.T + v * np.eye(4))
+    error = torch.cat([part.weights.square().sum(0) - 1 / 5000 for part in parts]).sqrt().numpy()  # of a log of a mean: the delta method
+    assert error.max() < 0.2
+    assert (np.abs(torch.cat([part.evidence for part in parts]).numpy() - truth) < 4 * error + 4 * error**2).all()
 
 
 def test_a_network_is_fitted_to_data_with_holes():

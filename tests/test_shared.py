@@ -20,6 +20,7 @@ from ppvae.inference.fit import start
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.joint import log_joint, random_sites
+from ppvae.scores import predictive_density, sampled_elbo, shared_divergence
 from ppvae.shared import Draws
 
 
@@ -153,6 +154,39 @@ def test_the_log_likelihood_is_the_posterior_predictive(svi):
     known = dist.Normal(MEAN, sqrt(1 + SD**2)).log_prob(DATA.x[:, 0]).mean()
     assert "posterior predictive" in found.how
     assert found.mean() == pytest.approx(float(known), abs=4 * found.mean_standard_error + 2e-3)  # SVI is a little off the posterior
+
+
+def spread_in_errors(pairs: list[tuple[float, float]], truth: float) -> float:
+    """The root mean square of (value - truth) / error: 1 where errors are what they say."""
+    return float(np.sqrt(np.mean([((value - truth) / error) ** 2 for value, error in pairs])))
+
+
+def test_a_predictive_density_errs_as_much_as_it_says():
+    """400 sets of 300 draws whose mean density is known, 1, and in which the rows go up and down together by half: 5 sds of the sd."""
+    generator = torch.Generator().manual_seed(0)
+    rows = ppvae.Data(np.ones((8, 1)))
+    found = []
+    for _ in range(400):
+        noise = torch.randn(300, 9, dtype=torch.float64, generator=generator)
+        found.append(predictive_density(0.5**0.5 * (noise[:, :1] + noise[:, 1:]) / 2 - 1 / 8, rows))
+    tolerance = 5 / sqrt(2 * 400)
+    assert spread_in_errors([(s[0], s.standard_error[0]) for s in found], 0.0) == pytest.approx(1, abs=tolerance)
+    assert spread_in_errors([(s.mean(), s.mean_standard_error) for s in found], 0.0) == pytest.approx(1, abs=tolerance)
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.3])
+def test_a_divergence_is_the_known_one_and_errs_as_much_as_it_says(stretch):
+    """KL(N(m + 0.4 s, (c s)^2) || N(m, s^2)) = -log c + (c^2 + 0.4^2 - 1) / 2, spread over the rows; 60 sets of draws."""
+    guide = built(Mean(), DATA, "diagonal").shared
+    guide.loc.data.fill_((MEAN + 0.4 * SD) / float(guide.unit))
+    guide.log_scale.data.fill_(log(stretch * SD / float(guide.unit)))
+    known = (-log(stretch) + (stretch**2 + 0.4**2 - 1) / 2) / ROWS
+    found = [shared_divergence(partial(Mean().model, Parameters()), guide, DATA, 500) for _ in range(60)]
+    assert np.ptp(found[0]) == 0
+    assert np.mean([s.mean() for s in found]) == pytest.approx(known, abs=5 * found[0].mean_standard_error / sqrt(60))
+    assert spread_in_errors([(s[0], s.mean_standard_error) for s in found], known) == pytest.approx(1, abs=5 / sqrt(2 * 60))
+    bounds = [sampled_elbo(partial(Mean().model, Parameters()), guide, DATA, 100, shared=True) for _ in range(60)]
+    assert spread_in_errors([(s.mean(), s.mean_standard_error) for s in bounds], EVIDENCE - known) == pytest.approx(1, abs=5 / sqrt(2 * 60))
 
 
 def test_the_sampler_finds_a_known_posterior():
