@@ -82,16 +82,20 @@ class Bias(nn.Module):
 
 
 class Rescaled(nn.Module):
-    """Columns at the mean 0 and sd 1 that `values` (N, C) would have; a constant column is only centred."""
+    """Columns at the mean 0 and sd 1 that `values` (N, C) would have; a constant column is only centred.
+
+    A column is constant where it varies by no more than its mean is rounded, as in `Data.scale`.
+    """
 
     mean: Tensor
     scale: Tensor
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()
-        spread = values.std(0, correction=0)
-        self.register_buffer("mean", values.mean(0))
-        self.register_buffer("scale", torch.where(spread > 0, spread, 1.0))
+        mean, spread = values.double().mean(0), values.double().std(0, correction=0)
+        constant = spread <= 8 * torch.finfo(values.dtype).eps * mean.abs()
+        self.register_buffer("mean", mean.to(values))
+        self.register_buffer("scale", torch.where(constant, 1.0, spread).to(values))
 
     def forward(self, values: Tensor) -> Tensor:
         return (values - self.mean) / self.scale

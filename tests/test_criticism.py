@@ -393,3 +393,16 @@ class TestLeverage:
             value = model.closed_forms.log_marginal(theta, data.batch(torch.tensor([row])))
             gradient = torch.autograd.grad(value.sum(), list(theta.parameters()))
             torch.testing.assert_close(scores[row], torch.cat([g.flatten() for g in gradient]))
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_small_units_leave_the_spread_as_it_is(self, dtype):
+        """A table in other units has the same leverages; in float32 its variances, and their derivatives, would leave the range."""
+        rows = np.random.default_rng(3).normal(size=(50, 3)) @ np.array([[1, 0.8, 0.2], [0, 0.5, 0.1], [0, 0, 0.6]])
+        model, draws = ppvae.models.PPCA(n_latents=1), {}
+        for unit in (1.0, 3e-10):
+            data = ppvae.Data(rows * unit).to(getattr(torch, dtype))
+            fit = ppvae.fit(model, rows * unit, dtype=dtype)
+            draws[unit] = log_likelihood_draws(model.closed_forms.log_marginal, fit.theta, data, 200)
+        shift = 3 * np.log(3e-10)
+        rounding = 1e3 * torch.finfo(getattr(torch, dtype)).eps  # of a log-likelihood near 70 nats a row, and of leverages
+        torch.testing.assert_close(draws[3e-10] + shift, draws[1.0], rtol=0, atol=rounding)

@@ -20,6 +20,7 @@ from ppvae.exact import kl
 from ppvae.inference.fit import start
 from ppvae.model import Model
 from ppvae.models import GMM, PPCA
+from ppvae.networks import Rescaled
 from ppvae.parameters import Parameters
 from ppvae.program.joint import elbo_rows, latent_sites, random_sites
 from ppvae.program.read import read_guide
@@ -295,3 +296,17 @@ def test_an_objective_that_scores_draws_anew_refuses_a_flow_without_an_inverse()
     assert ppvae.fit(PPCA(2), data, ppvae.SVI(steps=1, compile=False), guide=Flow())
     with pytest.raises(ValueError, match=r"objective='dreg' scores draws anew, .* use objective='iwae'$"):
         ppvae.fit(PPCA(2), data, ppvae.SVI(steps=1, objective="dreg", compile=False), guide=Flow())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_context_is_only_centred(dtype):
+    """Also where its mean is rounded: 0.1 ten times over sums to other than 1, and what is left is no spread."""
+    values = torch.tensor([0.1, 1e3 / 3, 0.0, -7e-9], dtype=torch.float64).expand(10, 4)
+    varied = torch.cat([values, 5 + 1e-3 * torch.arange(10, dtype=torch.float64).unsqueeze(-1)], 1).to(dtype)
+    rescaled = Rescaled(varied)
+    assert rescaled.scale[:4].tolist() == [1.0] * 4
+    assert float(rescaled.scale[4]) == pytest.approx(1e-3 * 8.25**0.5, rel=1e-3)  # the variance of 0 ... 9 is 99 / 12
+    data = ppvae.Data(torch.arange(20.0).reshape(10, 2), context=varied.double()).to(dtype)
+    seen = guides.Standardize(data)(data.batch())[:, 2:]
+    assert seen[:, :4].abs().max() < 1e-3
+    assert float(seen[:, 4].std(correction=0)) == pytest.approx(1, abs=1e-3)

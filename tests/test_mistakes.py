@@ -379,6 +379,55 @@ def test_columns_beyond_a_type(change, dtype, words):
         ppvae.fit(GMM(2), ppvae.Data(change(iris.numpy()), columns=iris.columns), dtype=dtype)
 
 
+READERS = {
+    "log_likelihood": lambda fit, rows: fit.log_likelihood(rows),
+    "elbo": lambda fit, rows: fit.elbo(rows),
+    "kl": lambda fit, rows: fit.kl(rows),
+    "posterior": lambda fit, rows: fit.posterior(rows),
+    "predict": lambda fit, rows: fit.predict(rows),
+    "transform": lambda fit, rows: fit.transform(rows),
+    "bic": lambda fit, rows: fit.bic(rows),
+    "impute": lambda fit, rows: fit.impute(rows),
+    "draws": lambda fit, rows: fit.impute(rows, draws=3),
+    "replicate": lambda fit, rows: fit.replicate(rows, draws=3),
+    "to_arviz": lambda fit, rows: fit.to_arviz(rows, draws=3),
+    "check": lambda fit, rows: ppvae.check(fit, rows, draws=20),
+}
+
+
+@pytest.fixture(scope="module")
+def two_fits():
+    """A mixture in float32 whose columns have spreads of about 1 and of 1e-8, and one in float64."""
+    iris = ppvae.load_data("iris").numpy()[:, :2]
+    return {dtype: ppvae.fit(GMM(2), iris * [1, 1e-8], ppvae.EM(max_steps=3), dtype=dtype) for dtype in ("float32", "float64")}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(
+    ("row", "dtype"), [([1e20, np.nan], "float32"), ([5.0, -1e6], "float32"), ([1e40, 3e-8], "float32"), ([-1e105, 3e-8], "float64")]
+)
+def test_new_rows_beyond_a_type(two_fits, read, row, dtype):
+    """Far from 1, or as far from a column's mean in its own units, as the squares of what is scored cannot hold."""
+    with pytest.raises(ValueError, match=f"column x[01] holds .* beyond {dtype}'s range here: correct it"):
+        read(two_fits[dtype], np.array([[5.0, 3e-8], row]))
+
+
+def test_new_rows_far_out_but_within_the_range(two_fits):
+    for fit, far in ((two_fits["float32"], 1e11), (two_fits["float64"], 1e100)):
+        assert np.isfinite(np.asarray(fit.log_likelihood([[far, 3e-8], [5.0, np.nan]]))).all()
+        assert torch.isfinite(fit.posterior([[far, 3e-8]]).log_weights).all()
+
+
+def test_a_context_beyond_a_type():
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    model, method = ppvae.models.CVAE(1, (4,), "gaussian"), ppvae.SVI(steps=2)
+    with pytest.raises(ValueError, match=r"the context holds 1e\+20, which is beyond float32's range: use dtype='float64'"):
+        ppvae.fit(model, ppvae.Data(rows, context=np.r_[1e20, rows[1:, 0]]), method)
+    fit = ppvae.fit(model, ppvae.Data(rows, context=rows[:, 0]), method)
+    with pytest.raises(ValueError, match=r"the context holds 1e\+20, which is beyond float32's range: correct it"):
+        fit.log_likelihood(ppvae.Data(rows[:2], context=[1e20, 0]))
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_start_on_repeated_rows_warns_of_nothing():
     theta = start(GMM(3), ppvae.Data(np.eye(2)[[0, 1] * 10]), 0)

@@ -29,7 +29,7 @@ LogMarginal = Callable[[Parameters, Batch], Tensor]
 
 
 def log_likelihood_draws(log_marginal: LogMarginal, theta: Parameters, data: Data, draws: int, seed: int = 0) -> Tensor:
-    """(S, N) nats: log p(x_n | theta_s), theta_s drawn around `theta`."""
+    """(S, N) nats: log p(x_n | theta_s), theta_s drawn around `theta`, in float64 whatever the fit's own precision."""
     value, scores = row_scores(log_marginal, theta, data)
     left, sizes, _ = torch.linalg.svd(scores, full_matrices=False)
     basis = left[:, sizes > FLAT * sizes.max()]
@@ -40,8 +40,10 @@ def log_likelihood_draws(log_marginal: LogMarginal, theta: Parameters, data: Dat
 
 
 def row_scores(log_marginal: LogMarginal, theta: Parameters, data: Data) -> tuple[Tensor, Tensor]:
-    """log p(x_n | theta) (N,) and its gradient in all P unconstrained parameters (N, P)."""
-    theta = copy.deepcopy(theta).requires_grad_(True)  # a fit's own theta takes no gradients
+    """log p(x_n | theta) (N,) and its gradient in all P unconstrained parameters (N, P), float64: squares of small units, and their
+    derivatives, soon leave float32's range."""
+    theta = copy.deepcopy(theta).double().requires_grad_(True)  # a fit's own theta takes no gradients
+    data = data.to(torch.float64)
     parameters = list(theta.parameters())
     values, scores = [], []
     for batch in data.chunks(ROWS_PER_CHUNK):

@@ -19,6 +19,7 @@ from ppvae.messages import check_object, either, few, unknown
 from ppvae.model import Model, ask, check_model
 from ppvae.parameters import Parameters
 from ppvae.program.story import check_story
+from ppvae.ranges import check_columns
 from ppvae.threads import threads, threads_for
 
 
@@ -74,7 +75,7 @@ def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data
         raise ValueError(f"no entry is observed in {few(data.unobserved)}: leave such columns out")
     if data.x.is_inference():
         raise ValueError("the data were made under torch.inference_mode, whose tensors take no part in gradients: make them outside it")
-    _check_range(data, data.dtype)
+    check_columns(data, data.dtype)
     ask(model, "check", data)
     if device is not None:
         check_device(device)
@@ -84,27 +85,8 @@ def prepare(model: Model, data: Data, device: str | torch.device | None) -> Data
 @threads(1)
 def rounded(data: Data, dtype: torch.dtype) -> Data:
     """The data in the precision of the fit. Raises ValueError where it is too coarse for them."""
-    _check_range(data, dtype)
+    check_columns(data, dtype)
     return data.to(dtype)
-
-
-def _check_range(data: Data, dtype: torch.dtype) -> None:
-    """Raise ValueError for columns that `dtype` cannot work with: those further from 1 than the cube root of its largest number, since sums
-    of squares must stay in its range, and those where rounding reaches 8 sqrt(eps) standard deviations, which is a millionth of one in
-    float64 and a 400th in float32."""
-    constant = set(data.constant)
-    spread = data.variance.sqrt()  # 0 too where the squares of what varies are below float64's range
-    scale = torch.where(torch.tensor([c in constant for c in data.columns], device=data.device), 1.0, spread)
-    limit = torch.finfo(dtype).max ** (1 / 3)
-    huge = (scale > limit) | (scale < 1 / limit) | (data.mean.abs() > limit)
-    flat = (data.mean.abs() * torch.finfo(dtype).eps ** 0.5 > 16 * scale) & ~huge
-    name, wider = str(dtype).removeprefix("torch."), "" if dtype == torch.float64 else "use dtype='float64', or "
-    for bad, remedy in (
-        (huge, f"is beyond {name}'s range: {wider}rescale it"),
-        (flat, f"varies too little around its mean for {name}: {wider}subtract its mean"),
-    ):
-        if bad.any():
-            raise ValueError(f"column {data.columns[int(bad.nonzero()[0, 0])]} {remedy}")
 
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}

@@ -23,6 +23,7 @@ from ppvae.program.derive import exact_forms
 from ppvae.program.given import rows_log_likelihood
 from ppvae.program.joint import Program, in_draws, is_finite, is_row_site, latent_sites, log_joint_given_shared, random_sites, sites_of
 from ppvae.program.read import read_guide
+from ppvae.ranges import check_rows
 from ppvae.scores import AT_ONCE, Scores, exact_log_marginal, predictive_density, sampled_elbo, sampled_evidence, shared_divergence
 from ppvae.shared import Draws, shared_sites
 
@@ -117,9 +118,10 @@ class Fit:
     def take(self, data: object) -> Data:
         """`data` as this fit can read it, its columns found by their names (an array's by position).
 
-        Raises ValueError for other columns, and for another number of columns in the context.
+        Raises ValueError for other columns, for another number of columns in the context, and for entries beyond its precision's range.
         """
         data = as_data(data).matched(self.trained_on.columns)
+        check_rows(data, self.trained_on, self.dtype)
         width = self.trained_on.n_context
         if width is not None and (data.context is None or data.context.shape[1] != width):
             found = "none" if data.context is None else f"one of {data.context.shape[1]}"
