@@ -29,7 +29,7 @@ from ppvae.data import Batch, Data
 from ppvae.messages import check_object, either, unknown
 from ppvae.model import Model, ask
 from ppvae.networks import ImageEncoder, Rescaled, check_images, perceptron
-from ppvae.parameters import Parameters, check_rows_apart
+from ppvae.parameters import Parameters, check_network
 from ppvae.program.check import misplaced
 from ppvae.program.joint import Site, latent_sites, random_sites
 from ppvae.program.trial import tried
@@ -196,7 +196,7 @@ def build(model: Model, theta: Parameters, data: Data, guide: Guide | None = Non
     if not callable(chosen):
         raise ValueError(f"a guide is a module, a function of the batch, or one of {', '.join(FAMILIES)}, not {chosen!r}")
     chosen = chosen.to(dtype=data.dtype, device=data.device) if isinstance(chosen, nn.Module) else Plain(chosen)
-    check_rows_apart(f"{model.name}: the guide", chosen)
+    check_network(f"{model.name}: the guide", chosen)
     check_sites(model, story, chosen, data)
     return chosen
 

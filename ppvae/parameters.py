@@ -62,7 +62,7 @@ class Parameters(nn.Module):
             raise ValueError(f"Parameters has a {min(taken)!r} of its own, as every torch Module: give the parameter another name")
         for name, value in values.items():
             if isinstance(value, nn.Module):
-                check_rows_apart(name, value)
+                check_network(name, value)
                 self.add_module(name, value)
                 continue
             start = value if isinstance(value, Constrained) else Constrained(value)
@@ -191,10 +191,13 @@ class Parameters(nn.Module):
         return free
 
 
-def check_rows_apart(what: str, network: nn.Module) -> None:
-    """Raise ValueError for a network in which what is said of a row depends on the others in its batch."""
+def check_network(what: str, network: nn.Module) -> None:
+    """Raise ValueError for a network in which what is said of a row depends on the others in its batch, or whose parameters cannot move."""
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
         raise ValueError(f"{what}: batch normalisation ties rows to one another, so that no row has an ELBO: use nn.LayerNorm")
+    for name, parameter in network.named_parameters():
+        if any(size > 1 and stride == 0 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)):
+            raise ValueError(f"{what}: entries of {name!r} share memory, so that none can be trained by itself: give it a .clone()")
 
 
 def _numbers(name: str, value: "Tensor | ArrayLike") -> Tensor:

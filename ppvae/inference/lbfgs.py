@@ -26,6 +26,8 @@ def ascend(terms: Callable[[], Iterable[Tensor]], parameters: list[nn.Parameter]
             for term in terms():
                 (-term).backward()
                 total = total - term.detach()
+        for parameter in parameters:  # torch's L-BFGS takes no gradient that lies otherwise, as that of a transposed view does
+            parameter.grad = None if parameter.grad is None else parameter.grad.contiguous()
         if not torch.isfinite(total):  # worse than anywhere, by a slope that says nothing: the line search then halves its step
             total = total.new_tensor(math.inf)
             for parameter in parameters:

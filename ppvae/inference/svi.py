@@ -28,6 +28,7 @@ from ppvae.scores import exact_log_marginal
 
 LOGGED = 100  # points of the history
 FEW_STEPS = 200  # of which none can say that an objective has settled: the learning rate had no time to fall slowly
+BETAS, EPS = (0.9, 0.99), 1e-8  # of Adam
 WARM_UP = 0.1  # share of the steps in which the learning rate rises
 COMPILING_PAYS = 1_000_000  # tensor operations: what compiling costs (10 to 20 seconds on two slow cores) and saves are then about even
 FULL_BATCH = 512  # rows: smaller data sets are used whole at every step
@@ -143,23 +144,33 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015, algorithm 1): PyTorch's fused kernel for all parameters at once, without its optimizer's bookkeeping."""
+    """Adam (Kingma & Ba 2015, algorithm 1): PyTorch's fused kernel for all parameters at once, without its optimizer's bookkeeping.
+
+    The kernel pairs numbers by their places in memory, whatever their places in the tensors. A gradient may lie there in another order than
+    its parameter (that of `W` in an einsum does), so it is given contiguous ones; parameters that are not, such as views of a larger
+    table, are left to PyTorch's optimizer.
+    """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = list(parameters)
-        self.means, self.squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-        self.done = torch.zeros((), device=parameters[0].device if parameters else None)
+        self.parameters = [p for p in parameters if p.is_contiguous()]
+        self.means, self.squares = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
+        views = [p for p in parameters if not p.is_contiguous()]
+        self.others = torch.optim.Adam(views, betas=BETAS, eps=EPS) if views else None
+        self.done = torch.zeros((), device=self.parameters[0].device if self.parameters else None)
 
     @torch.no_grad()
     def move(self, rate: float) -> None:
         """One step along the gradients that lie on the parameters."""
+        if self.others:
+            self.others.param_groups[0]["lr"] = rate
+            self.others.step()
         if not self.parameters:
             return
         self.done += 1
         gradients: list[Any] = [p.grad for p in self.parameters]
         torch._fused_adam_(
-            self.parameters, gradients, self.means, self.squares, [], [self.done] * len(gradients),
-            lr=rate, beta1=0.9, beta2=0.99, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+            self.parameters, [g.contiguous() for g in gradients], self.means, self.squares, [], [self.done] * len(gradients),
+            lr=rate, beta1=BETAS[0], beta2=BETAS[1], weight_decay=0.0, eps=EPS, amsgrad=False, maximize=False,
         )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def capture(module: nn.Module, loss: Loss, batch: Batch, *more: Tensor, other: S
     program that fails, whose own failure a plain run will show.
     """
     names = [name for name, p in module.named_parameters() if p.requires_grad]
-    parameters = [p.detach().clone().requires_grad_() for p in module.parameters() if p.requires_grad]
+    parameters = [laid_out_as(p, p).requires_grad_() for p in module.parameters() if p.requires_grad]
     frame = _Frame(module, loss, batch)
     changes = [b._version for b in module.buffers()]
     watch = Operations()
@@ -93,6 +93,11 @@ def capture(module: nn.Module, loss: Loss, batch: Batch, *more: Tensor, other: S
     return graph
 
 
+def laid_out_as(like: Tensor, values: Tensor) -> Tensor:
+    """A copy of the values that lies in memory as `like` does: what is recorded of one layout may not be right for another."""
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device).copy_(values.detach())
+
+
 def first_line(error: Exception) -> str:
     """What an error says before it goes on."""
     return str(error).strip().partition("\n")[0]
@@ -115,7 +120,7 @@ def _heeds(module: nn.Module, graph: Graph, program: Graph, values: list[Tensor]
     said: list[list[Tensor]] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), pyro.validation_enabled(False):
         torch.manual_seed(0)
-        moved = [(v + 0.01 * torch.randn_like(v)).detach().requires_grad_() for v in values]
+        moved = [laid_out_as(v, v + 0.01 * torch.randn_like(v)).requires_grad_() for v in values]
         for one, gradients in ((graph, False), (program, True)):
             with torch.no_grad():
                 for buffer, before in zip(module.buffers(), begun, strict=True):
