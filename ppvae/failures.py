@@ -10,6 +10,7 @@ from ppvae.messages import why
 MISTAKES = (ArithmeticError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)  # what such code may raise
 
 REMEDIES = {  # for what Pyro says
+    "to find key in intermediates cache": "this flow has no inverse, so it draws and cannot score rows: use it in a guide, or a coupling",
     "Shape mismatch inside plate": "features are not rows: add .to_event(1) to the distribution",
     "must be Tensor, not Batch": "a guide is called with a batch: read batch.x, and sample inside `with batch.rows:`",
     "Multiple sample sites named 'rows'": "put all sites under one `with batch.rows:`, or keep the plate: rows = batch.rows",

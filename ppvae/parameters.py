@@ -4,13 +4,14 @@ SVI steps on unconstrained tensors, EM assigns constrained ones. Each parameter 
 units, and read constrained by its public name, so the two views cannot drift apart.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import Transform, constraints, transform_to
 
 from ppvae.messages import unknown
 
@@ -85,11 +86,20 @@ class Parameters(nn.Module):
     def _network(self, name: str) -> Any:
         """A module, buffer or raw tensor; an AttributeError names the nearest parameters."""
         try:
-            return super().__getattr__(name)
+            found = super().__getattr__(name)
         except AttributeError:
             if name.startswith(_OWN):  # torch asks for them before they are there
                 raise
             raise AttributeError(str(unknown("parameter", name, (*self._constraints, *dict(self.named_children()))))) from None
+        if isinstance(found, nn.Module):
+            forget(found)
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Parameters":
+        memo[id(self)] = new = type(self).__new__(type(self))
+        detached(self)
+        new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return new
 
     def check(self) -> None:
         """Raise ValueError for a value that is not finite or lies outside its constraint."""
@@ -189,6 +199,23 @@ class Parameters(nn.Module):
             else:
                 free += value.numel()
         return free
+
+
+def forget(module: nn.Module) -> None:
+    """Empty what flows remember of their last input: it was made with other parameters, which may have moved since, in a graph that is
+    gone, and a flow that is given the same rows again would take it for the answer."""
+    for flow in (part for part in module.modules() if isinstance(part, Transform)):
+        flow._cached_x_y = None, None
+        vars(flow).update({name: None for name, value in vars(flow).items() if name.startswith("_cache") and isinstance(value, Tensor)})
+
+
+def detached(module: nn.Module) -> nn.Module:
+    """The same module, which keeps nothing of the graph of its last run: of flows, of a weight norm, of a network that notes what it saw.
+    Torch copies no such tensors."""
+    forget(module)
+    for part in module.modules():
+        vars(part).update({name: value.detach() for name, value in vars(part).items() if isinstance(value, Tensor) and value.grad_fn})
+    return module
 
 
 def check_network(what: str, network: nn.Module) -> None:

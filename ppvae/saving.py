@@ -59,7 +59,8 @@ def save(fit: Fit, folder: str | Path) -> Path:
     tensors = nn.ModuleDict({"theta": fit.theta, "guide": fit.guide}).state_dict()
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as scratch:
         (Path(scratch) / FILES[0]).write_text(json.dumps(about, indent=1))
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, Path(scratch) / FILES[1])
+        apart = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}  # a network under two names shares its own
+        save_file(apart, Path(scratch) / FILES[1])
         fit.history.to_csv(Path(scratch) / FILES[2], index=False)
         made = Path(scratch) / "fit"
         made.mkdir()

@@ -17,7 +17,7 @@ from ppvae.inference.result import Fit
 from ppvae.inference.svi import SVI
 from ppvae.messages import check_object, either, few, unknown
 from ppvae.model import Model, ask, check_model
-from ppvae.parameters import Parameters
+from ppvae.parameters import Parameters, detached
 from ppvae.program.story import check_story
 from ppvae.ranges import check_columns
 from ppvae.threads import threads, threads_for
@@ -167,6 +167,10 @@ def start(model: Model, data: Data, seed: int, init: Mapping[str, Any] | None = 
     return theta
 
 
+def _copied(guide: guides.Guide | None) -> guides.Guide | None:
+    return copy.deepcopy(detached(guide) if isinstance(guide, torch.nn.Module) else guide)
+
+
 def run(
     method: Method,
     model: Model,
@@ -184,7 +188,7 @@ def run(
         refuse(method, model, data)  # which may run the story
         began = time.perf_counter()
         with seeded(seed, data.device), threads_for(method.entries(data, theta)):
-            outcome = method.run(Task(model, data, theta, copy.deepcopy(guide), seed, progress or (lambda done, total, note: None)))
+            outcome = method.run(Task(model, data, theta, _copied(guide), seed, progress or (lambda done, total, note: None)))
     for trained in (theta, outcome.guide):
         trained.eval()  # dropout belongs to training
     seconds = outcome.history[-1]["seconds"] if outcome.history else time.perf_counter() - began

@@ -67,14 +67,13 @@ def capture(module: nn.Module, loss: Loss, batch: Batch, *more: Tensor, other: S
     program branches on its data, samples a site that has no reparametrised gradient, or has values that a graph would freeze; and for a
     program that fails, whose own failure a plain run will show.
     """
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
     parameters = [laid_out_as(p, p).requires_grad_() for p in module.parameters() if p.requires_grad]
-    frame = _Frame(module, loss, batch)
     changes = [b._version for b in module.buffers()]
     watch = Operations()
 
     def loss_and_gradients(values: list[Tensor], tensors: list[Tensor], *more: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        value = torch.func.functional_call(frame, {f"module.{n}": v for n, v in zip(names, values, strict=True)}, (tensors, *more))
+        with in_place_of_parameters(module, values):
+            value = loss(batch_from(tensors, batch), *more)
         return value.detach(), torch.autograd.grad(value, values, materialize_grads=True)
 
     def watched(*arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -96,6 +95,23 @@ def capture(module: nn.Module, loss: Loss, batch: Batch, *more: Tensor, other: S
 def laid_out_as(like: Tensor, values: Tensor) -> Tensor:
     """A copy of the values that lies in memory as `like` does: what is recorded of one layout may not be right for another."""
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device).copy_(values.detach())
+
+
+@contextmanager
+def in_place_of_parameters(module: nn.Module, values: Sequence[Tensor]) -> Iterator[None]:
+    """The module with these tensors where its trained parameters are, in their order.
+
+    torch.func.functional_call puts its own in for good where one network is found under two names, as in flows and tied encoders.
+    """
+    by_place = dict(zip((p for p in module.parameters() if p.requires_grad), values, strict=True))
+    kept = [(part._parameters, name, p) for part in module.modules() for name, p in part._parameters.items() if p in by_place]
+    try:
+        for slots, name, parameter in kept:
+            slots[name] = by_place[parameter]  # type: ignore[assignment]  # a plain tensor, as functional_call does
+        yield
+    finally:
+        for slots, name, parameter in kept:
+            slots[name] = parameter
 
 
 def first_line(error: Exception) -> str:
@@ -316,14 +332,3 @@ SHARED: dict[Any, Callable[..., Any]] = {
     aten.softplus_backward.default: _softplus_backward,
     aten.binary_cross_entropy_with_logits.default: _cross_entropy,
 }
-
-
-class _Frame(nn.Module):
-    """Lets `functional_call` swap the parameters that a loss reads through its closure."""
-
-    def __init__(self, module: nn.Module, loss: Loss, like: Batch) -> None:
-        super().__init__()
-        self.module, self.loss, self.like = module, loss, like
-
-    def forward(self, tensors: list[Tensor], *more: Tensor) -> Tensor:
-        return self.loss(batch_from(tensors, self.like), *more)

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppvae.data import Batch
@@ -47,10 +48,18 @@ def marked(program: Program) -> Program:
     return poutine.infer_config(program, lambda site: {"enumerate": "parallel"} if site["type"] == "sample" and is_finite(site) else {})
 
 
+class AsWide(Messenger):
+    """Gives a flow what it observes as wide as its own distribution, draws in front: networks of conditional flows do not broadcast."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and isinstance(unwrapped(msg["fn"]), dist.TransformedDistribution):
+            msg["value"] = msg["value"].expand(msg["fn"].shape())
+
+
 def scored(program: Program, batch: Batch) -> poutine.Trace:
     """One run of the program, its log probabilities computed. Raises ValueError, in one sentence, where a distribution refuses a value."""
     try:
-        trace = poutine.trace(program).get_trace(batch)
+        trace = poutine.trace(AsWide()(program)).get_trace(batch)
         trace.compute_log_prob()
     except ValueError as error:
         raise ValueError(
