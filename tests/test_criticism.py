@@ -319,6 +319,20 @@ class TestCheck:
         assert alone.plain.tolist() == [True, False]
         assert among.plain.tolist() == [False, False]
 
+    def test_dependence_is_read_off_entries_that_are_there(self):
+        """Both columns have holes, their numbers are far from 0, and a row that misses both says nothing."""
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((200, 2)) + [50.0, -80.0]
+        x[:60, 0], x[40:90, 1] = np.nan, np.nan
+        found = missingness.dependence(Data(x)).set_index(["missing", "given", "measure"])
+        for i, j in ((0, 1), (1, 0)):
+            gone, there = np.isnan(x[:, i]), ~np.isnan(x[:, j])
+            value = x[:, j]
+            for measure, y in (("value", value), ("distance", np.abs(value - np.nanmean(value)))):
+                row = found.loc[(f"x{i}", f"x{j}", measure)]
+                assert row.p_value == pytest.approx(stats.ttest_ind(y[gone & there], y[~gone & there], equal_var=False).pvalue)
+                assert row.difference == pytest.approx((y[gone & there].mean() - y[~gone & there].mean()) / np.nanstd(value))
+
     def test_user_statistics_are_numbers_or_vectors(self, gaussian_rows, fit):
         statistics = {"range": np.ptp, "medians": lambda x: np.median(x, 0), "quartiles": lambda x: np.quantile(x, [0.25, 0.75])}
         table = ppvae.check(fit, Data(gaussian_rows, columns=["a", "b", "c"]), statistics, draws=20).table.query("rows_kind == 'same'")
