@@ -38,7 +38,7 @@ def free_shape(event_shape: torch.Size, support: constraints.Constraint) -> torc
 
 def carried(base: dist.TorchDistribution, event_shape: torch.Size, support: constraints.Constraint) -> dist.TorchDistribution:
     """A distribution over flat numbers (P,) as one over events of this shape and support."""
-    real = support is constraints.real or getattr(support, "base_constraint", None) is constraints.real
+    real = isinstance(getattr(support, "base_constraint", support), type(constraints.real))  # a copied guide holds copied constraints
     if len(event_shape) == 1 and real:
         return base
     transforms = [dist.transforms.ReshapeTransform(base.event_shape, free_shape(event_shape, support))]

@@ -73,7 +73,7 @@ class Comparison:
             if not evidence.exact:
                 row["log_likelihood_se"] = evidence.mean_standard_error
             row |= {"elbo": float(bound.mean()), "gap_to_best": top - float(evidence.mean()), "kl": float(divergence.mean())}
-            if divergence.standard_error is not None:
+            if not divergence.exact:
                 row["kl_se"] = divergence.mean_standard_error
             if held is not None:
                 row["heldout_log_likelihood"] = float(held.mean())

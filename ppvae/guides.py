@@ -141,7 +141,7 @@ class Amortized(nn.Module):
         with batch.rows:
             for name, head in self.heads.items():
                 if name in self.discrete:
-                    logits, coin = head(features), self.discrete[name] is constraints.boolean
+                    logits, coin = head(features), isinstance(self.discrete[name], type(constraints.boolean))
                     weights = dist.Bernoulli(logits=logits[:, 1] - logits[:, 0]) if coin else dist.Categorical(logits=logits)
                     pyro.sample(name, weights, infer={"enumerate": "parallel"})
                 else:

@@ -1,11 +1,15 @@
 """How good a fit is, row by row: exact where the model is, estimated with a standard error elsewhere, and marked as which."""
 
+import copy
 import warnings
-from collections.abc import Callable
-from math import sqrt
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import nan
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from torch import Tensor, nn
 
 from ppvae.data import Batch, Data
@@ -15,48 +19,106 @@ from ppvae.program.joint import Program, elbo_rows, log_weights
 from ppvae.program.read import without_prior
 from ppvae.threads import threads_for
 
+IN_PLACE = ("byteswap", "fill", "itemset", "partition", "put", "resize", "setfield", "setflags", "sort")  # what changes an array
 
-class Scores(np.ndarray):
-    """(N,) nats per row. A NumPy array that says how it was found.
 
-    exact: True for a closed form.  standard_error: (N,) for an estimate, None where exact.  how: in words.
-    mean_standard_error: of the mean over rows; 0 where exact.
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(NDArrayOperatorsMixin):
+    """Nats for each of N rows, and how they were found.
+
+    values: (N,).  standard_error: (N,) for an estimate, NaN where it is unknown; None where exact.  how: in words.
+    together: the standard error of the mean over all rows where their errors depend on one another, as those of draws that the rows share
+        do; None: they are independent.
+    rows: (N,), which of the rows that were scored each one is; None: all of them in their order.
+
+    A part, `scores[:10]` or one by a mask or by places, keeps its errors. Elsewhere scores stand for their values: arithmetic,
+    comparisons and NumPy's functions give plain arrays, and `scores.std()`, `scores.shape` and the like are those of the values.
+
+    >>> scores = Scores(np.array([-1.0, -2.0, -3.0]), np.array([0.3, 0.0, 0.4]), "Monte Carlo")
+    >>> float(scores.mean()), round(scores.mean_standard_error, 6), scores[:2].standard_error.tolist()
+    (-2.0, 0.166667, [0.3, 0.0])
     """
 
-    standard_error: np.ndarray | None
-    how: str
-    _together: float | None
+    values: Any
+    standard_error: Any = None
+    how: str = "exact"
+    together: float | None = None
+    rows: np.ndarray | None = None
 
-    def __new__(
-        cls,
-        values: Tensor | np.ndarray,
-        standard_error: Tensor | np.ndarray | None = None,
-        how: str = "exact",
-        mean_standard_error: float | None = None,
-    ) -> "Scores":
-        """mean_standard_error: where the rows' errors depend on one another; by default they are taken as independent."""
-        array = (values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)).view(cls)
-        array.standard_error = standard_error.detach().cpu().numpy() if isinstance(standard_error, Tensor) else standard_error
-        array.how, array._together = how, mean_standard_error
-        return array
-
-    def __array_finalize__(self, source: object) -> None:
-        self.standard_error, self._together = None, None
-        self.how = getattr(source, "how", "derived")
-
-    def __array_wrap__(self, array, context=None, return_scalar=False):
-        """A mean or a sum is a plain number."""
-        return array[()] if array.ndim == 0 else super().__array_wrap__(array, context, return_scalar)
+    def __post_init__(self) -> None:
+        values, error = (x.detach().cpu().numpy() if isinstance(x, Tensor) else x for x in (self.values, self.standard_error))
+        if error is None and not self.exact:
+            error = np.nan
+        object.__setattr__(self, "values", np.asarray(values))
+        object.__setattr__(self, "standard_error", None if error is None else np.broadcast_to(error, np.shape(values)).copy())
 
     @property
     def exact(self) -> bool:
+        """Whether these are no estimates."""
         return self.how == "exact"
 
     @property
     def mean_standard_error(self) -> float:
-        if self._together is not None:
-            return self._together
-        return 0.0 if self.standard_error is None else float(np.sqrt((np.asarray(self.standard_error) ** 2).sum()) / self.size)
+        """The standard error of the mean over these rows; 0 where exact.
+
+        Of a part of the rows whose errors depend on one another it is the mean of theirs, which is the most that it can be.
+        """
+        if self.standard_error is None:
+            return 0.0
+        if self.together is None:
+            rows = np.arange(len(self)) if self.rows is None else self.rows
+            each = np.bincount(rows, weights=self.standard_error) if len(rows) else np.zeros(0)  # one row twice errs twice alike
+            return float(np.sqrt(np.square(each).sum()) / len(self)) if len(self) else nan
+        whole = self.rows is None
+        return self.together if whole else float(self.standard_error.mean())
+
+    def mean(self, axis: object = None, dtype: object = None, out: object = None) -> np.float64:
+        """The mean over rows; what NumPy's `mean` hands on is taken and ignored."""
+        return np.float64(self.values.mean(dtype=np.float64))
+
+    def sum(self, axis: object = None, dtype: object = None, out: object = None) -> np.float64:
+        """The sum over rows, total nats; what NumPy's `sum` hands on is taken and ignored."""
+        return np.float64(self.values.sum(dtype=np.float64))
+
+    def copy(self) -> "Scores":
+        """The same scores in memory of their own."""
+        return copy.deepcopy(self)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Some of the rows as Scores; a plain number for a single one."""
+        index = index.cpu().numpy() if isinstance(index, Tensor) else index
+        values = self.values[index]
+        if np.ndim(values) != 1:
+            return values
+        rows = (np.arange(len(self)) if self.rows is None else self.rows)[index]
+        everything = self.rows is None and len(rows) == len(self) and len(np.unique(rows)) == len(self)
+        error = None if self.standard_error is None else self.standard_error[index]
+        return Scores(values, error, self.how, self.together, None if everything else rows)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The values: a copy, unless asked for none."""
+        return np.asarray(self.values, dtype=dtype) if copy is False else np.array(self.values, dtype=dtype)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """Arithmetic on the values alone: what comes of it is a plain array."""
+        if any(isinstance(one, Scores) for one in kwargs.get("out", ())):  # scores -= 1
+            del kwargs["out"]
+        return getattr(ufunc, method)(*(one.values if isinstance(one, Scores) else one for one in inputs), **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else an array has, of the values; not what would change them without their errors."""
+        if name.startswith("_") or name in IN_PLACE:
+            raise AttributeError(f"Scores have no {name!r}: take np.asarray(scores), or scores.values")
+        return getattr(self.values, name)
+
+    def __repr__(self) -> str:
+        return f"Scores({np.array2string(self.values, threshold=10, separator=', ')}, how={self.how!r})"
 
 
 ENOUGH = 20  # effective draws, below which importance weights say nothing
@@ -113,9 +175,8 @@ def sampled_elbo(program: Program, guide: nn.Module, data: Data, draws: int = 10
     shared: whether the rows share some latents, and so the guide's draws of them.
     """
     draws_of = by_draws(lambda batch, s: elbo_rows(program, guide, batch, s), data, draws, shared)
-    spread = draws_of.std(0) / sqrt(draws)
-    together = float(draws_of.mean(1).std() / sqrt(draws)) if shared else None
-    return Scores(draws_of.mean(0), spread, f"Monte Carlo, {draws} draws", together)
+    together = float(error_of_mean(draws_of.mean(1))) if shared else None
+    return Scores(draws_of.mean(0), error_of_mean(draws_of), f"Monte Carlo, {draws} draws", together)
 
 
 def sampled_evidence(program: Program, guide: nn.Module, data: Data, draws: int = 1000, shared: bool = False) -> Scores:
@@ -130,7 +191,7 @@ def sampled_evidence(program: Program, guide: nn.Module, data: Data, draws: int 
         return predictive_density(weights, data)
     value, share = mean_weight(weights)
     warn_of_few(1 / share.square().sum(0), draws, data, "raise draws, or train the guide for longer")
-    spread = (draws * share.square().sum(0) - 1).clamp(min=0).sqrt() / sqrt(draws)
+    spread = error_of(share)
     improper = without_prior(program, data.head(1))
     how = f"importance sampling, {draws} draws a row"
     if improper:
@@ -142,9 +203,9 @@ def predictive_density(rows: Tensor, data: Data) -> Scores:
     """(N,): the log of the mean over draws of p(x_n | shared), from its logarithms at draws of what all rows share (S, N)."""
     draws = len(rows)
     value, share = mean_weight(rows)
-    spread = (draws * share.square().sum(0) - 1).clamp(min=0).sqrt() / sqrt(draws)
+    spread = error_of(share)
     # To first order the mean over rows moves with each draw by the rows' mean share in it.
-    together = float((draws * share.mean(1)).std() / sqrt(draws))
+    together = float(error_of_mean(draws * share.mean(1)))
     how = f"posterior predictive, {draws} draws of what all rows share"
     return Scores(of_something(value, data), of_something(spread, data), how, together)
 
@@ -162,9 +223,20 @@ def shared_divergence(program: Program, guide: nn.Module, data: Data, draws: int
     how = f"importance sampling, effective sample size {size:.0f} of {draws}"
     if size < ENOUGH:
         return Scores(np.full(data.n_rows, np.nan), how=f"unknown: {how} is too small")
-    error = float((draws * share - weights).std() / sqrt(draws) / data.n_rows)
+    error = float(error_of_mean(draws * share - weights) / data.n_rows)
     value = (evidence - weights.mean()) / data.n_rows
     return Scores(value.expand(data.n_rows), torch.full_like(data.x[:, 0], error), how, error)
+
+
+def error_of_mean(draws: Tensor) -> Tensor:
+    """The standard error of the mean over draws (S, ...); NaN of a single draw."""
+    return ((draws - draws.mean(0)).square().sum(0) / (len(draws) - 1) / len(draws)).sqrt()
+
+
+def error_of(share: Tensor) -> Tensor:
+    """(N,): the delta-method standard error of the log of a mean weight, from each draw's share of it (S, N); NaN from a single draw."""
+    draws = len(share)
+    return (share.square().sum(0) - 1 / draws).clamp(min=0).sqrt() if draws > 1 else torch.full_like(share[0], nan)
 
 
 def mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:

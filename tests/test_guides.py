@@ -1,5 +1,6 @@
 """Guides: each family on each kind of site, and what the encoder sees."""
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from ppvae.model import Model
 from ppvae.models import GMM, PPCA
 from ppvae.networks import Rescaled
 from ppvae.parameters import Parameters
-from ppvae.program.joint import elbo_rows, latent_sites, random_sites
+from ppvae.program.joint import elbo_rows, latent_sites, random_sites, sites_of
 from ppvae.program.read import read_guide
 
 
@@ -310,3 +311,27 @@ def test_a_constant_context_is_only_centred(dtype):
     seen = guides.Standardize(data)(data.batch())[:, 2:]
     assert seen[:, :4].abs().max() < 1e-3
     assert float(seen[:, 4].std(correction=0)) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_copied_guide_says_the_same():
+    """A copy holds copied constraints: a coin stays a coin, of numbers, and a Gaussian one that can be read."""
+
+    @dataclass(frozen=True)
+    class Coin(ppvae.Model):
+        def init(self, data, generator):
+            return ppvae.Parameters(step=torch.tensor([1.0, -2.0]))
+
+        def model(self, theta, batch):
+            with batch.rows:
+                coin = pyro.sample("coin", dist.Bernoulli(batch.x.new_tensor(0.3)))
+                z = pyro.sample("z", dist.Normal(batch.x.new_tensor(0.0), 1.0))
+                loc = coin.unsqueeze(-1) * theta.step + z.unsqueeze(-1)
+                pyro.sample("x", dist.Normal(loc, 1.0).mask(batch.observed).to_event(1), obs=batch.x)
+
+    data = ppvae.Data(np.random.default_rng(0).standard_normal((5, 2)))
+    guide = guides.build(Coin(), start(Coin(), data, 0), data)
+    for one in (guide, copy.deepcopy(guide)):
+        sites = sites_of(one, data.batch())
+        assert {name: type(site["fn"]) for name, site in sites.items()} == {"coin": dist.Bernoulli, "z": dist.TransformedDistribution}
+    linear = guides.build(PPCA(1), start(PPCA(1), data, 0), data)
+    assert torch.equal(read_guide(copy.deepcopy(linear), data.batch()).loc, read_guide(linear, data.batch()).loc)

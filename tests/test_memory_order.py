@@ -1,4 +1,4 @@
-"""Where numbers lie in memory changes no fit: gradients and parameters in another order, and parameters that are views of a larger table."""
+"""Where numbers lie in memory changes no fit: gradients and parameters in another order, and parameters that are views of a table."""
 
 from dataclasses import dataclass
 

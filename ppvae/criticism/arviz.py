@@ -39,6 +39,29 @@ def to_arviz(groups: Groups, dims: dict[str, list[str]] | None = None, coords: d
     return arviz.from_dict(**groups, dims=dims, coords=coords)
 
 
+def convergence(chains: Arrays) -> tuple[float, float, float]:
+    """The largest r-hat, and the least effective sample sizes in the bulk and in the tails, of all numbers in {name: (C, S, ...)}.
+
+    r-hat is the rank-normalised one, of the numbers and of their distances from the median (Vehtari et al. 2021); a single chain is taken
+    as two halves. Numbers that are the same in every draw are left out. NaN for too few draws to say.
+
+    >>> convergence({"z": np.random.default_rng(0).standard_normal((4, 500, 2))})[0] < 1.01
+    True
+    """
+    arviz = _quietly_imported()
+    numbers = np.concatenate([value.reshape(*value.shape[:2], -1) for value in chains.values()], -1)
+    n_chains, draws, _ = numbers.shape
+    moving = [one for one in np.moveaxis(numbers, -1, 0) if (one != one[0, 0]).any()]
+    if not moving:
+        return 1.0, float(n_chains * draws), float(n_chains * draws)
+    halves = [one if n_chains > 1 else one[:, : draws // 2 * 2].reshape(2, -1) for one in moving]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):  # of a chain that stands still r-hat is infinite
+        warnings.simplefilter("ignore")
+        r_hat = [float(arviz.rhat(one)) if one.shape[1] >= 4 else np.nan for one in halves]
+        bulk, tail = ([float(arviz.ess(one, method=method)) for one in moving] for method in ("bulk", "tail"))
+    return float(np.max(r_hat)), float(np.min(bulk)), float(np.min(tail))
+
+
 def _quietly_imported() -> ModuleType:
     """ArviZ 0.23 greets the first import of a day with a FutureWarning about 1.0, which this module takes care of."""
     with warnings.catch_warnings():

@@ -60,22 +60,20 @@ def gaps(fit: Fit, data: Data, best_log_likelihood: float | None, evidence: Scor
         divergence = float(lost.mean())
         parts = (nan, divergence) if fit.encodes else (divergence, 0.0 * divergence)
         return Gaps(nan, *parts, nan, *(lost.mean_standard_error if part else 0.0 for part in parts))
-    parameters = nan if best_log_likelihood is None else best_log_likelihood - float(evidence.mean())
+    parameters, unknown = (nan, nan) if best_log_likelihood is None else (best_log_likelihood - float(evidence.mean()), 0.0)
     loss = float(np.mean(np.asarray(evidence) - np.asarray(bound)))
     loss_se = hypot(evidence.mean_standard_error, bound.mean_standard_error)
     family = family_loss(fit, data)
     if family is not None:
-        return Gaps(parameters, family, loss - family, amortization_se=loss_se)
+        return Gaps(parameters, family, loss - family, unknown, 0.0, loss_se)
     refined = refined_elbo(fit, data)
     if refined is None:  # the guide is no readable family: the two parts cannot be told apart
-        return Gaps(parameters, nan, loss, approximation_se=nan, amortization_se=loss_se)
+        return Gaps(parameters, nan, loss, unknown, nan, loss_se)
     elbo, rows = refined
     part = evidence[rows], bound[rows]
-    for kept, whole in zip(part, (evidence, bound), strict=True):
-        kept.standard_error = None if whole.standard_error is None else np.asarray(whole.standard_error)[rows]
     approximation, amortization = (float(np.mean(np.asarray(a) - np.asarray(b))) for a, b in ((part[0], elbo), (elbo, part[1])))
     errors = [hypot(a.mean_standard_error, elbo.mean_standard_error) for a in part]
-    return Gaps(parameters, approximation, amortization, nan if best_log_likelihood is None else 0.0, errors[0], errors[1])
+    return Gaps(parameters, approximation, amortization, unknown, errors[0], errors[1])
 
 
 def family_loss(fit: Fit, data: Data) -> float | None:

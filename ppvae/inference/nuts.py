@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from pyro.infer import MCMC
 from pyro.infer import NUTS as Kernel
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -32,7 +31,8 @@ from ppvae.shared import Draws, Place, places, shared_sites
 
 LOGGED = 100  # points of the history
 LEAPFROGS = 8  # a usual number of gradients a draw, to judge whether compiling pays
-MIXED = 1.01  # split r-hat below which chains agree (Vehtari et al. 2021)
+MIXED = 1.01  # rank-normalised split r-hat below which chains agree (Vehtari et al. 2021)
+EFFECTIVE = 100  # draws of each chain, in the bulk and in the tails, for diagnostics to be believed (the same)
 
 
 @dataclass(frozen=True)
@@ -206,12 +206,21 @@ def relabelled(model: Model, chains: dict[str, Tensor], start: dict[str, Tensor]
 
 
 def diagnosed(chains: dict[str, Tensor], divergences: int) -> tuple[str, bool]:
-    """A sentence on how far the chains {site: (C, S, ...)} may be believed, and whether they may."""
-    r_hat = max(float(split_gelman_rubin(value).max()) for value in chains.values())
-    size = max(1.0, min(float(effective_sample_size(value).min()) for value in chains.values()))
+    """A sentence on how far the chains {site: (C, S, ...)} may be believed, and whether they may.
+
+    They may where chains agree in place and in spread, and the middle and the tails of each number have enough draws (Vehtari et al. 2021).
+    """
+    from ppvae.criticism.arviz import convergence
+
+    r_hat, bulk, tail = convergence({name: value.cpu().numpy() for name, value in chains.items()})
     n_chains, draws = next(iter(chains.values())).shape[:2]
-    said = f"r-hat at most {r_hat:.3f}, effective sample size at least {size:.0f} of {n_chains * draws}, {divergences or 'no'} divergences"
-    if r_hat < MIXED and not divergences:
+    said = (
+        f"r-hat at most {r_hat:.3f}, effective sample size at least {bulk:.0f} in the bulk and {tail:.0f} in the tails of "
+        f"{n_chains * draws}, {divergences or 'no'} divergences"
+    )
+    enough = min(bulk, tail) >= EFFECTIVE * n_chains
+    if r_hat < MIXED and enough and not divergences:
         return said, True
-    remedy = "raise target_accept, or give the story tighter priors" if divergences else "raise draws and warmup"
-    return f"{said}: {remedy}", False
+    if divergences:
+        return f"{said}: raise target_accept, or give the story tighter priors", False
+    return f"{said}: raise draws and warmup" + (f", for {EFFECTIVE} effective draws a chain" if r_hat < MIXED else ""), False

@@ -218,8 +218,9 @@ class Fit:
     def _averaged_posterior(self, data: Data, draws: int = 200) -> Posterior | None:
         """Where rows share latents: what the story's one summed-out site is, averaged over them; else what the guide says of a row."""
         rows = {n: s for n, s in latent_sites(self.program, self._sketch.head()).items() if n not in self.shared}
+        draws = self._available(draws)
         if len(rows) == 1 and all(is_finite(site) for site in rows.values()):
-            held = {n: torch.as_tensor(v).to(data.x).unsqueeze(1) for n, v in self.shared_draws(self._available(draws)).items()}
+            held = {n: torch.as_tensor(v).to(data.x).unsqueeze(1) for n, v in self.shared_draws(draws).items()}
             given = [log_joint_given_shared(self.program, batch, held, draws).log_softmax(0) for batch in data.chunks(AT_ONCE // draws)]
             return Posterior.categorical((torch.cat(given, -1).logsumexp(1) - np.log(draws)).mT, *rows)
         return read_guide(getattr(self.guide, "rows", self.guide), data.batch())
