@@ -319,10 +319,23 @@ class TestCheck:
         assert alone.plain.tolist() == [True, False]
         assert among.plain.tolist() == [False, False]
 
+    def test_a_small_difference_is_not_plain_however_certain(self):
+        """Among 4,000 rows 0.3 standard deviations are certain, and of no account; among as many 0.7 are said, with the other pairs."""
+        rng = np.random.default_rng(0)
+        gone, x = np.arange(4000) < 1000, rng.standard_normal((4000, 4))
+        for shift, plain in ((0.3, False), (0.7, True)):
+            table = x + np.outer(gone, [0.0, shift, shift, shift])
+            table[gone, 0] = np.nan
+            values = missingness.dependence(Data(table)).query("measure == 'value'")
+            assert (values.p_value < 1e-9).all()
+            assert values.plain.tolist() == [plain] * 3
+        assert "whether x0 is missing depends on what was observed" in missingness.warning(Data(table))
+        assert "and 2 more such pairs" in missingness.warning(Data(table))
+
     def test_dependence_is_read_off_entries_that_are_there(self):
         """Both columns have holes, their numbers are far from 0, and a row that misses both says nothing."""
         rng = np.random.default_rng(0)
-        x = rng.standard_normal((200, 2)) + [50.0, -80.0]
+        x = rng.standard_normal((200, 2)) + np.array([50.0, -80.0])
         x[:60, 0], x[40:90, 1] = np.nan, np.nan
         found = missingness.dependence(Data(x)).set_index(["missing", "given", "measure"])
         for i, j in ((0, 1), (1, 0)):

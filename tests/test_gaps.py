@@ -1,8 +1,14 @@
 """Where a fit loses: the parts add up, each is what it claims, and a biased twin shows in its own part."""
 
+from dataclasses import replace
+
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from scipy import integrate, stats
+from test_shared import Mean
 
 import ppvae
 from ppvae import guides
@@ -18,6 +24,15 @@ def svi(model, data: ppvae.Data, steps: int = 40, guide=None, init=None) -> ppva
 
 def parts_of(fit: ppvae.Fit, data: ppvae.Data, best: float | None) -> gaps_module.Gaps:
     return gaps(fit, fit.take(data), best, fit.log_likelihood(data), fit.elbo(data))
+
+
+def reshaped(batch):
+    """A guide whose Gaussian is hidden in a transformed distribution."""
+    with batch.rows:
+        base = dist.TransformedDistribution(
+            dist.Normal(batch.x.new_zeros(2), 1.0).to_event(1), [dist.transforms.AffineTransform(0.0, 0.5, event_dim=1)]
+        )
+        pyro.sample("z", base)
 
 
 @pytest.mark.parametrize("guide", ["linear", "diagonal", "full"])
@@ -93,20 +108,46 @@ def test_without_exact_answers_the_parts_carry_errors():
     assert found.amortization > 4 * found.amortization_se  # an encoder of 60 steps is far from each row's best
 
 
+def test_errors_add_in_squares(monkeypatch):
+    """Of two estimates of independent draws: sqrt(a^2 + b^2), for what is searched row by row and for what is not."""
+    monkeypatch.setattr(gaps_module, "REFINEMENT", replace(gaps_module.REFINEMENT, steps=10))
+    data = ppvae.load_data("iris").take(torch.arange(0, 150, 5))
+    searched = svi(VAE(2, (8,), "gaussian"), data, steps=5)
+    evidence, bound = searched.log_likelihood(data), searched.elbo(data)
+    best, _ = refined_elbo(searched, searched.take(data))
+    found = gaps(searched, searched.take(data), None, evidence, bound)
+    errors = [score.mean_standard_error for score in (evidence, best, bound)]
+    assert min(errors) > 0
+    assert found.approximation_se == pytest.approx(np.hypot(*errors[:2]))
+    assert found.amortization_se == pytest.approx(np.hypot(*errors[1:]))
+    assert found.approximation == pytest.approx(float(evidence.mean() - best.mean()), abs=1e-6)
+    unread = svi(VAE(2, (8,), "gaussian"), data, steps=5, guide=reshaped)
+    evidence, bound = unread.log_likelihood(data), unread.elbo(data)
+    assert gaps(unread, unread.take(data), None, evidence, bound).amortization_se == pytest.approx(
+        np.hypot(evidence.mean_standard_error, bound.mean_standard_error)
+    )
+
+
+def test_what_rows_share_loses_its_divergence():
+    """KL(q || p) / N of what all rows share, by quadrature over one mean: all of it lost to the family, or to the encoder besides."""
+    data = ppvae.Data(3 + np.random.default_rng(0).standard_normal((50, 1)))
+    fit = ppvae.fit(Mean(), data, ppvae.SVI(steps=300, learning_rate=0.03, compile=False))
+    draws = fit.shared_draws(20_000)["mu"]
+    precision = 1 / 100 + 50
+    posterior = stats.norm(float(data.x.sum()) / precision, precision**-0.5)
+    q = stats.norm(draws.mean(), draws.std())  # a Gaussian guide
+    mean = integrate.quad(lambda t: q.pdf(t) * (q.logpdf(t) - posterior.logpdf(t)), *q.interval(1 - 1e-12))[0] / 50
+    found = parts_of(fit, data, None)
+    assert np.isnan(found.parameters)
+    assert found.amortization == found.amortization_se == 0
+    assert found.approximation == found.total == pytest.approx(mean, rel=0.1)
+    assert 0 < found.approximation_se < 0.2 * mean
+
+
 def test_a_guide_that_cannot_be_read_leaves_the_split_open():
     data = ppvae.load_data("iris")
 
-    def two_steps(batch):
-        import pyro
-        import pyro.distributions as dist
-
-        with batch.rows:
-            base = dist.TransformedDistribution(
-                dist.Normal(batch.x.new_zeros(2), 1.0).to_event(1), [dist.transforms.AffineTransform(0.0, 0.5, event_dim=1)]
-            )
-            pyro.sample("z", base)
-
-    fit = svi(PPCA(2), data, guide=two_steps)
+    fit = svi(PPCA(2), data, guide=reshaped)
     found = parts_of(fit, data, -2.0)
     assert np.isnan(found.approximation)
     assert found.amortization == pytest.approx(float(fit.log_likelihood(data).mean() - fit.elbo(data).mean()))

@@ -490,6 +490,11 @@ class TestMissingness:
         assert "sepal width" in said
         assert "petal" in said
 
+    def test_columns_never_together_are_named_in_their_order(self):
+        x = np.full((9, 4), np.nan)
+        x[:, 0], x[:3, 1], x[3:6, 2], x[6:, 3] = 1.0, 2.0, 3.0, 4.0
+        assert missingness.apart(x) == [("x1", "x2"), ("x1", "x3"), ("x2", "x3")]
+
     def test_columns_never_together_are_named(self):
         frame = pd.DataFrame(np.random.default_rng(1).standard_normal((60, 3)), columns=["dose", "height", "weight"])
         frame.loc[:29, "dose"], frame.loc[30:, "weight"] = np.nan, np.nan
