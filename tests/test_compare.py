@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 
 import ppvae
 from ppvae.comparison import aligned
@@ -135,6 +136,20 @@ def test_distances_of_relabelled_starts_are_zero(faithful):
     assert (one.fits[0].params["means"] - other.fits[0].params["means"][::-1]) == pytest.approx(0, abs=1e-3)
     assert (both.distances.distance < 1e-4).all()  # two climbs to 1e-10 nats per row stop some 1e-5 apart
     assert set(both.distances.quantity) == {"weights", "means", "covariances", "log_density"}
+
+
+def test_distances_are_relative_to_the_best_fits_size(iris):
+    """Root mean squares, of covariances by dense algebra and of SciPy's log densities."""
+    found = ppvae.compare(PPCA(2), iris, [ppvae.EM(max_steps=2), ppvae.ClosedForm()])
+    assert found.best is found.fits[1]
+    covariances = [fit.params["loadings"] @ fit.params["loadings"].T + fit.params["noise_variance"] * np.eye(4) for fit in found.fits]
+    densities = [multivariate_normal(fit.params["mean"], c).logpdf(iris.numpy()) for fit, c in zip(found.fits, covariances, strict=True)]
+    apart = covariances[0] - covariances[1]
+    said = found.distances.query("method == 'em'").set_index("quantity").distance
+    assert said["covariance"] == pytest.approx(np.sqrt((apart**2).mean() / (covariances[1] ** 2).mean()))
+    assert said["log_density"] == pytest.approx(np.sqrt(((densities[0] - densities[1]) ** 2).mean()))
+    assert said["mean"] == pytest.approx(0, abs=1e-12)
+    assert found.table.gap_to_best.tolist() == pytest.approx([densities[1].mean() - densities[0].mean(), 0])
 
 
 def test_rotated_latents_are_at_no_distance(latents):

@@ -1,14 +1,19 @@
 """Imputation: conditional means against regression formulas, proper draws, coverage, pooling, hidden entries."""
 
 import math
+import re
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from classic import observed_density
+from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,6 +37,27 @@ def half_missing():
     mask[state.choice(x.size, x.size // 2, replace=False)] = True
     mask = mask.reshape(x.shape)
     return x, np.where(mask, np.nan, x), mask
+
+
+LOC, SLOPES = np.array([2.0, 0.0, -1.0]), np.array([1.5, -1.0, 0.5])
+
+
+@dataclass(frozen=True)
+class Bent(ppvae.Model):
+    """z ~ N(0, 1), x ~ N(m + w tanh(z), 0.5^2): nothing about it is in closed form."""
+
+    def init(self, data, generator):
+        return ppvae.Parameters(loc=torch.tensor(LOC), slopes=torch.tensor(SLOPES))
+
+    def model(self, theta, batch):
+        with batch.rows:
+            z = pyro.sample("z", dist.Normal(batch.x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(theta.loc + theta.slopes * z.tanh(), 0.5).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+def beside_the_prior(batch):
+    with batch.rows:
+        pyro.sample("z", dist.Normal(batch.x.new_tensor([0.2]), 1.3).to_event(1))
 
 
 def mean_square(fit, case):
@@ -177,6 +203,28 @@ class TestDraws:
         assert fit.impute(half_missing[1], draws=3).shape == (3, 150, 4)
         assert np.isfinite(fit.impute(half_missing[1])).all()
 
+    def test_weights_are_those_of_quadrature(self):
+        """One latent on a grid: E[x | observed] and, with the guide's density, how many of 1000 draws count."""
+        table = np.random.default_rng(0).standard_normal((12, 3)) + LOC
+        table[:6, 0] = np.nan
+        fit = ppvae.fit(Bent(), table, ppvae.SVI(steps=1, learning_rate=1e-12, compile=False), guide=beside_the_prior)
+        z = np.linspace(-9, 9, 4001)[:, None, None]
+        loc, data = LOC + np.tanh(z) * SLOPES, table[:6]
+        terms = np.where(np.isnan(data), 0.0, stats.norm.logpdf(np.nan_to_num(data), loc, 0.5)).sum(-1) + stats.norm.logpdf(z[..., 0])
+        posterior = np.exp(terms - terms.max(0))
+        posterior /= posterior.sum(0)
+        expected = (posterior[..., None] * loc).sum(0)
+        q = stats.norm.pdf(z[..., 0], 0.2, 1.3) * 18 / 4000
+        share = 1 / (posterior**2 / q).sum(0)  # (E w)^2 / E w^2 under the guide
+        assert 0.1 < share.min() < 0.9
+        error = np.sqrt(((posterior**2 / q)[..., None] * (loc - expected) ** 2).sum(0)[:, 0] / 1000)
+        assert fit.imputation_sample_size(table)[:6] / 1000 == pytest.approx(share, rel=0.2)
+        assert (np.abs(fit.impute(table)[:6, 0] - expected[:, 0]) < 4 * error).all()
+        drawn = fit.impute(table, draws=2000)[:, :6, 0]
+        spread = np.sqrt((posterior[..., None] * (loc - expected) ** 2).sum(0)[:, 0] + 0.25)
+        assert (np.abs(drawn.mean(0) - expected[:, 0]) < 4 * np.hypot(spread / 2000**0.5, error)).all()
+        assert drawn.std(0) == pytest.approx(spread, rel=0.1)
+
     def test_too_few_effective_draws_are_said(self):
         """A guide that no step has trained proposes latents that a far-away row does not have."""
         table = RANDOM.standard_normal((30, 8))
@@ -208,6 +256,22 @@ class TestCoverage:
         for level, row in found.iterrows():
             # 4 binomial standard errors (entries of a row are not independent: twice as many), and the 400 draws' own quantile error
             assert abs(row.covered - level) < 8 * row.standard_error + 4 * math.sqrt(level * (1 - level) / 400)
+
+    def test_intervals_are_those_of_the_conditional_normal(self):
+        """With many draws an entry is covered where it lies within so many conditional sds; a few lie at an edge."""
+        fit = ppvae.fit(GMM(1), ppvae.load_data("iris"))
+        data, (mean,), (covariance,) = ppvae.load_data("iris"), fit.params["means"], fit.params["covariances"]
+        holes, levels = data.with_holes(0.3, 7), (0.5, 0.9)
+        off = []
+        for row, whole in zip(holes.numpy(), data.numpy(), strict=True):
+            o, m = ~np.isnan(row), np.isnan(row)
+            left = covariance[np.ix_(m, m)] - covariance[np.ix_(m, o)] @ np.linalg.pinv(covariance[np.ix_(o, o)]) @ covariance[np.ix_(o, m)]
+            off += list(np.abs(whole - dense_mean(mean, covariance, row))[m] / np.sqrt(np.diag(left)))
+        found = ppvae.coverage(fit, data, share=0.3, draws=4000, levels=levels, seed=7)
+        assert found.entries.tolist() == [len(off)] * 2
+        for level, row in zip(levels, found.itertuples(), strict=True):
+            assert row.covered == pytest.approx((np.array(off) < stats.norm.ppf((1 + level) / 2)).mean(), abs=0.015)
+            assert row.standard_error == pytest.approx(math.sqrt(level * (1 - level) / len(off)))
 
     def test_a_fit_that_is_too_sure_fails(self):
         fit = ppvae.fit(GMM(1), ppvae.load_data("iris"))
@@ -258,8 +322,11 @@ class TestWithoutADensity:
         with pytest.warns(
             UserWarning, match=r"Solar.R of row \d+ is imputed \d+ standard deviations from its mean: PCA .* use PPCA"
         ) as said:
-            found.best.impute(found.data, draws)
+            filled = found.best.impute(found.data, draws)
         assert len(said) == 1
+        row, distance = map(int, re.findall(r"row (\d+) is imputed (\d+)", str(said[0].message))[0])
+        x = found.data.numpy()
+        assert np.abs((filled[..., row, 1] - np.nanmean(x[:, 1])) / np.nanstd(x[:, 1])).max() == pytest.approx(distance, rel=0.02)
 
     def test_what_follows_an_outlier_does_not_run_off(self, recwarn):
         table = RANDOM.standard_normal((50, 1)) + 0.01 * RANDOM.standard_normal((50, 2))
