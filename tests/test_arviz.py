@@ -135,6 +135,10 @@ class TestFits:
             assert getattr(loo, P) == pytest.approx(fit.n_parameters, abs=3.0)
         else:
             assert abs(getattr(loo, P)) < 1.0
+            drawn, scores = container["log_likelihood"]["log_marginal"].values[0], fit.log_likelihood(data)
+            apart = (drawn - np.asarray(scores)) / np.asarray(scores.standard_error)  # an estimate varies by its own error
+            assert apart.std() == pytest.approx(1, abs=4 / (2 * apart.size) ** 0.5)
+            assert apart.mean() == pytest.approx(0, abs=4 / apart.size**0.5)
         plot_predictive(container)
 
     def test_default_draws_are_enough_for_summaries(self, iris_fit):

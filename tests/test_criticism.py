@@ -411,6 +411,14 @@ class TestLeverage:
         assert abs(lost.mean() - free) < 4 * lost.std() / 4000**0.5
         assert abs(lost.mean() - (free + 1)) > 4 * lost.std() / 4000**0.5
 
+    @pytest.mark.parametrize("unit", [1e-4, 1e4])
+    def test_other_units_draw_the_same(self, unit):
+        """A row's density moves by a constant, and its spread over draws of theta not at all: no direction is flat for its units alone."""
+        data, model = ppvae.load_data("iris"), ppvae.models.PPCA(n_latents=2)
+        tables = [data, Data(unit * data.numpy())]
+        draws = [log_likelihood_draws(model.closed_forms.log_marginal, ppvae.fit(model, x).theta, x, 4000).std(0) for x in tables]
+        torch.testing.assert_close(*draws, rtol=0.15, atol=0.0)
+
     def test_scores_are_gradients(self):
         data = ppvae.load_data("iris").take([0, 50, 100])
         model = ppvae.models.PPCA(n_latents=2)

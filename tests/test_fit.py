@@ -69,6 +69,12 @@ def test_information_criteria(gmm, iris):
     assert gmm.aic(iris) == pytest.approx(2 * gmm.n_parameters - 2 * total)
 
 
+def test_an_estimated_divergence_is_a_difference_with_the_error_of_both(vae, iris):
+    evidence, bound, lost = vae.log_likelihood(iris), vae.elbo(iris), vae.kl(iris)
+    assert np.asarray(lost) == pytest.approx(np.asarray(evidence) - np.asarray(bound))
+    assert np.asarray(lost.standard_error) == pytest.approx(np.hypot(evidence.standard_error, bound.standard_error))
+
+
 def test_scores_say_how_they_were_found(ppca, vae, iris):
     exact, estimate = ppca.log_likelihood(iris), vae.log_likelihood(iris)
     assert exact.shape == estimate.shape == (150,)
