@@ -18,12 +18,13 @@ from pyro import poutine
 from scipy import stats
 from torch import Tensor
 
-from ppvae.criticism.predictive import posterior_draws
+from ppvae.criticism.predictive import mean_of, posterior_draws
 from ppvae.data import Batch, Data, as_data, check_share, other_columns
 from ppvae.distributions import MaskedNormal
 from ppvae.inference.method import seeded
 from ppvae.options import counted
-from ppvae.program.joint import in_draws, latent_sites, log_joint, log_joint_given_shared, random_sites
+from ppvae.program.joint import in_draws, latent_sites, log_joint, log_joint_given_shared, random_sites, unwrapped
+from ppvae.program.observed import Observed
 from ppvae.scores import warn_of_few
 from ppvae.tables import column_names, completed
 
@@ -104,28 +105,44 @@ def latents_given_shared(fit: "Fit", batch: Batch, draws: int) -> Latents:
     return Latents.equal({name: v.unsqueeze(1) if name in fit.shared else v for name, v in stacked.items()}, draws, unweighted)
 
 
-def _row_distribution(fit: "Fit", batch: Batch, latents: Latents) -> pyro.distributions.TorchDistribution:
-    """The story's distribution of x at these latents, (S, B) in shape."""
+def _row_distributions(fit: "Fit", seen: Observed, batch: Batch, latents: Latents) -> dict[str, pyro.distributions.TorchDistribution]:
+    """The story's distribution of each observed site that has missing entries, at these latents, (S, B) in shape.
+
+    Raises ValueError for one that does not say how a row's missing entries depend on its observed ones.
+    """
     draws = latents.weights.shape[0]
     story = poutine.condition(in_draws(fit.program, draws), data=latents.values)
-    fn = random_sites(poutine.trace(story).get_trace(batch))["x"]["fn"]
-    base = fn
-    while isinstance(base, pyro.distributions.MaskedDistribution | pyro.distributions.ExpandedDistribution):
-        base = base.base_dist
-    if batch.x.shape[1] > 1 and not isinstance(base, MaskedNormal | torch.distributions.Independent):
-        raise ValueError(
-            f"{fit.model.name}: {type(base).__name__} does not say how the missing entries of a row depend on the observed ones: "
-            "impute with a model whose x is normal, or a distribution of single entries given the latents, .to_event(1)"
-        )
-    return fn
+    sites = random_sites(poutine.trace(story).get_trace(batch))
+    holed = [name for name, columns in seen.columns.items() if not batch.observed[:, columns].all()]
+    for name in holed:
+        base, there = unwrapped(sites[name]["fn"]), batch.observed[:, seen.columns[name]]
+        some = bool((there.any(1) & ~there.all(1)).any())
+        if (some or name in seen.totals) and base.event_shape and not isinstance(base, MaskedNormal):
+            raise ValueError(
+                f"{fit.model.name}: {type(base).__name__} does not say how the missing entries of a row depend on the observed ones: "
+                f"impute with a model whose {name} is normal, or a distribution of single entries given the latents, .to_event(1)"
+            )
+    return {name: sites[name]["fn"] for name in holed}
 
 
-def _mean(fn: pyro.distributions.TorchDistribution, x: Tensor) -> Tensor:
-    return fn.conditional(x)[0] if isinstance(fn, MaskedNormal) else fn.mean
+def _mean(fn: pyro.distributions.TorchDistribution, value: Tensor) -> Tensor | None:
+    """E[missing entries | observed ones] of a site with this value; None where it has no formula."""
+    base = unwrapped(fn)
+    return base.conditional(value)[0] if isinstance(base, MaskedNormal) else mean_of(fn)
 
 
-def _draw(fn: pyro.distributions.TorchDistribution, x: Tensor) -> Tensor:
-    return fn.complete(x) if isinstance(fn, MaskedNormal) else fn.sample()
+def _draw(fn: pyro.distributions.TorchDistribution, value: Tensor) -> Tensor:
+    base = unwrapped(fn)
+    return base.complete(value) if isinstance(base, MaskedNormal) else fn.sample()
+
+
+def _readable(fit: "Fit", data: Data) -> Observed:
+    """What the story observes of these rows. Raises ValueError where that does not say what their missing entries may be."""
+    seen = fit.observed(data.batch())
+    holes = ~data.observed.all(0)
+    seen.check_table(holes.nonzero().flatten().tolist())
+    seen.check_holes(holes)
+    return seen
 
 
 def read(fit: "Fit", source: Any) -> Data:
@@ -177,11 +194,15 @@ def conditional_mean(fit: "Fit", data: Data) -> tuple[Tensor, Tensor]:
     Uses torch's global generator where it is not exact. Raises ValueError where such a mean does not exist.
     """
     tables, sizes = [], []
+    seen = _readable(fit, data)
     with torch.no_grad(), pyro.validation_enabled(False):
         for batch in data.chunks(_rows(data, WEIGHTED if fit.exact is None else 16)):
             latents = posterior_latents(fit, batch, None)
-            mean = _mean(_row_distribution(fit, batch, latents), batch.x)
-            expected = (latents.weights.unsqueeze(-1) * mean).sum(0) if mean.ndim == 3 else mean
+            expected = batch.x.clone()
+            for name, fn in _row_distributions(fit, seen, batch, latents).items():
+                found = _mean(fn, seen.value(name, batch.x))
+                mean = expected.new_full((1,), torch.nan) if found is None else seen.flat(name, found)
+                expected[:, seen.columns[name]] = (latents.weights.unsqueeze(-1) * mean).sum(0) if mean.ndim == 3 else mean
             tables.append(torch.where(batch.observed, batch.x, expected))
             sizes.append(latents.effective_sample_size)
     filled = torch.cat(tables)
@@ -193,10 +214,13 @@ def conditional_mean(fit: "Fit", data: Data) -> tuple[Tensor, Tensor]:
 def proper_draws(fit: "Fit", data: Data, draws: int) -> tuple[Tensor, Tensor]:
     """(M, N, D): completed tables, latents and noise drawn; and sizes as in `conditional_mean`. Uses torch's global generator."""
     tables, sizes = [], []
+    seen = _readable(fit, data)
     with torch.no_grad(), pyro.validation_enabled(False):
         for batch in data.chunks(_rows(data, max(draws, WEIGHTED if fit.exact is None else 0))):
             latents = posterior_latents(fit, batch, draws)
-            drawn = _draw(_row_distribution(fit, batch, latents), batch.x)
+            drawn = batch.x.repeat(draws, 1, 1)
+            for name, fn in _row_distributions(fit, seen, batch, latents).items():
+                drawn[..., seen.columns[name]] = seen.flat(name, _draw(fn, seen.value(name, batch.x))).to(drawn)
             tables.append(torch.where(batch.observed, batch.x, drawn))
             sizes.append(latents.effective_sample_size)
     return torch.cat(tables, 1), torch.cat(sizes)

@@ -17,7 +17,7 @@ All in float64, on a few rows. What a law needs and a model does not have makes 
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -28,6 +28,7 @@ import pandas as pd
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import VonMises
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -55,7 +56,9 @@ from ppvae.program.joint import (
     log_joint_given_shared,
     random_sites,
     sites_of,
+    unwrapped,
 )
+from ppvae.program.observed import observed
 from ppvae.program.story import traced
 from ppvae.scores import exact_log_marginal
 
@@ -117,7 +120,7 @@ class Bench:
     def latents(self) -> dict[str, Tensor]:
         """One value for each latent site of each row, from the story's prior."""
         with seeded(self.seed), torch.no_grad():
-            trace = poutine.trace(poutine.uncondition(self.program)).get_trace(self.batch)
+            trace = poutine.trace(self.program).get_trace(self.batch)
         return {n: s["value"] for n, s in random_sites(trace).items() if n in self.latent_names}
 
     @cached_property
@@ -309,7 +312,7 @@ def importance_weights(bench: Bench, bound: Rows = OBJECTIVES["iwae"].rows) -> t
         with seeded(bench.seed), torch.no_grad():
             bounds = [bound(bench.program, ExactGuide(exact, bench.theta), bench.batch, k) for k in (1, 1, 5, 5, 25, 25)]
         worst = max(_relative(b, log_marginal) for b in bounds) / bench.rounding
-    prior = poutine.block(poutine.uncondition(bench.program), hide_fn=lambda site: site["type"] == "sample" and site["name"] not in latents)
+    prior = poutine.block(bench.program, hide_fn=lambda site: site["type"] == "sample" and site["name"] not in latents)
     with seeded(bench.seed), torch.no_grad():
         many, few = (torch.stack([bound(bench.program, prior, bench.batch, k) for _ in range(20)]) for k in (50, 5))
         halves = torch.arange(bench.data.n_rows).tensor_split(2)
@@ -351,12 +354,17 @@ def _above(difference: Tensor) -> float:
 
 
 def missing(bench: Bench) -> tuple[float, float]:
-    """Remove one entry of each of a few rows, and sum or integrate over all that it may be: both scores must agree."""
+    """Remove one entry of each of a few rows, and sum or integrate over all that it may be: both scores must agree. Columns of other kinds
+    are tried apart."""
+    return max(_removed(bench, columns, outcomes) for columns, outcomes in _kinds(bench)), bench.rounding
+
+
+def _removed(bench: Bench, columns: Sequence[int], outcomes: Tensor | None) -> float:
+    """The error where each of a few rows loses an entry of one of these columns."""
     rows = torch.arange(min(4, bench.data.n_rows))
-    column = torch.arange(len(rows)) % bench.data.n_features
+    column = torch.tensor(columns)[rows % len(columns)]
     latents = bench.of_rows(bench.latents(), rows)
     score = _joint(bench, latents) if bench.forms is None else _marginal(bench, bench.forms)
-    outcomes = _outcomes(bench)
 
     batch = bench.data.batch(rows)
     observed = batch.observed.clone()
@@ -383,7 +391,7 @@ def missing(bench: Bench) -> tuple[float, float]:
     nothing = replace(batch, x=torch.zeros_like(batch.x), observed=torch.zeros_like(batch.observed), complete=False)
     error = max(error, float((score(nothing, 1) - _prior(bench, nothing, latents)).detach().abs().max()))
     garbage = replace(holes, x=torch.where(observed, batch.x, 1e3 if outcomes is None else outcomes[-1]))
-    return max(error, _relative(score(garbage, 1), score(holes, 1))), bench.rounding
+    return max(error, _relative(score(garbage, 1), score(holes, 1)))
 
 
 Score = Callable[[Batch, int], Tensor]
@@ -415,17 +423,29 @@ def _prior(bench: Bench, batch: Batch, latents: dict[str, Tensor]) -> Tensor:
     return torch.as_tensor(sum(trace.nodes[name]["log_prob"] / batch.scale for name in latents if name not in bench.shared))
 
 
-def _outcomes(bench: Bench) -> Tensor | None:
-    """The values that an entry may have, where there are finitely many; None where it is a real number."""
-    support = random_sites(poutine.trace(bench.program).get_trace(bench.batch))["x"]["fn"].support
-    base = getattr(support, "base_constraint", support)
-    if isinstance(base, type(constraints.boolean)):
-        return torch.tensor([0.0, 1.0], dtype=torch.float64)
-    if isinstance(base, constraints.integer_interval):
-        return torch.arange(base.lower_bound, base.upper_bound + 1, dtype=torch.float64)
-    if isinstance(base, type(constraints.real)):
-        return None
-    raise NotApplicable(f"no rule for integrating over {type(base).__name__.strip('_')}")
+def _kinds(bench: Bench) -> list[tuple[list[int], Tensor | None]]:
+    """The columns by what their entries may be, each with the values of those where there are finitely many, and None for real numbers."""
+    seen, sites = observed(bench.model, bench.theta, bench.batch), sites_of(bench.program, bench.batch)
+    kinds: dict[object, tuple[list[int], Tensor | None]] = {}
+    without = "no site observes columns of the table as they are"
+    for column in range(bench.data.n_features):
+        for name in seen.observers(column):
+            support = sites[name]["fn"].support
+            base = getattr(support, "base_constraint", support)
+            if isinstance(base, type(constraints.boolean)):
+                values = [0.0, 1.0]
+            elif isinstance(base, constraints.integer_interval):
+                values = torch.arange(int(base.lower_bound), int(base.upper_bound) + 1).tolist()
+            elif isinstance(base, type(constraints.real)) and not isinstance(unwrapped(sites[name]["fn"]), VonMises):
+                values = []
+            else:
+                without = f"no rule for integrating over {type(base).__name__.strip('_')}"
+                continue
+            outcomes = torch.tensor(values, dtype=torch.float64) if values else None
+            kinds.setdefault(tuple(values), ([], outcomes))[0].append(column)
+    if not kinds:
+        raise NotApplicable(without)
+    return list(kinds.values())
 
 
 def log_integral(log_density: Callable[[Tensor], Tensor], centre: Tensor, width: Tensor) -> Tensor:

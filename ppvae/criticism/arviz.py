@@ -76,9 +76,10 @@ def fit_to_arviz(fit: Fit, data: Data, draws: int | None = None, seed: int = 0):
     and its replicates), which take the memory of 100 tables.
 
     posterior: the latents of each row, `z` (row, latent) and `component` (row), from the exact posterior or the guide.
-    posterior_predictive: `x` (row, feature), the same rows again; NaN where the data are missing, so that plots compare like with like.
+    posterior_predictive: `x` (row, feature), the same rows again; NaN where the data are missing, so that plots compare like with like. Of
+    a story with other observed sites each of them, with the columns that it observes: (row,) for one, else (row, site_feature).
     log_likelihood: `log_marginal` (row), nats: log p(x_n | theta), the latents integrated out.
-    observed_data: `x`, NaN where missing.  constant_data: theta, a point estimate, under its public names.
+    observed_data: the same, NaN where missing.  constant_data: theta, a point estimate, under its public names.
 
     A point estimate has no draws, and with a constant log-likelihood leave-one-out scores would see no overfitting. So where the model has
     an exact marginal, theta in `log_likelihood` varies by its large-sample law (`ppvae.criticism.leverage`): `az.loo` then estimates the
@@ -90,31 +91,46 @@ def fit_to_arviz(fit: Fit, data: Data, draws: int | None = None, seed: int = 0):
     beside those), and the log-likelihood of a row is that given each draw.
     """
     from ppvae.criticism.predictive import posterior_predictive
-    from ppvae.program.joint import is_row_site, latent_sites
+    from ppvae.program.joint import is_row_site, sites_of
+    from ppvae.program.observed import is_computed
 
     rows = data.observed.any(1).nonzero().squeeze(1)
     data = data.take(rows)
     tables, draws = (TABLES, DRAWS) if draws is None else (draws, draws)
-    sites = posterior_predictive(fit.model, fit.theta, data.batch(), tables, seed, fit.guide)
-    drawn = {name: value.cpu().numpy() for name, value in sites.items()}
-    latents = {name: drawn[name] for name in drawn if name != "x"}
-    holes = ~data.observed.cpu().numpy()
+    seen = fit.observed(data.batch())
+    found = posterior_predictive(fit.model, fit.theta, data.batch(), tables, seed, fit.guide, seen)
+    seen.check_table()
+    drawn = {name: value.cpu().numpy() for name, value in found.items()}
+    sites = sites_of(fit.program, data.head())
+    latents = {name: drawn[name] for name, site in sites.items() if name in drawn and (not site["is_observed"] or is_computed(site))}
+    replicated = {name: seen.flat(name, found[name]).cpu().numpy() for name in seen.columns}
+    table, names = data.numpy(), np.array(data.columns)
+    observed = {name: table[:, columns] for name, columns in seen.columns.items()}
+    scalar = [name for name in observed if not seen.shapes[name]]
+    fixed = {name: np.broadcast_to(value, (tables, *np.shape(value))) for name, value in fit.params.items()}
     sampled: Groups = {
-        "posterior": latents or {name: np.broadcast_to(value, (tables, *np.shape(value))) for name, value in fit.params.items()},
-        "posterior_predictive": {"x": np.where(holes, np.nan, drawn["x"])},
+        "posterior": latents if not all(is_computed(sites[name]) for name in latents) else fixed | latents,
+        "posterior_predictive": {name: np.where(np.isnan(observed[name]), np.nan, value) for name, value in replicated.items()},
         "log_likelihood": {} if fit.shared else {"log_marginal": _log_likelihood(fit, data, draws, seed)},
     }
     groups = {group: {name: value[np.newaxis] for name, value in values.items()} for group, values in sampled.items()}
     if fit.shared:
         groups["posterior"] = fit.shared_chains(draws, seed)
         groups["log_likelihood"] = {"log_marginal": _given_shared(fit, data, groups["posterior"])}
-    groups |= {"observed_data": {"x": data.numpy()}, "constant_data": fit.params}
-    dims = {"x": ["row", "feature"], "log_marginal": ["row"]}
-    for name, site in latent_sites(fit.program, data.head()).items():
-        if is_row_site(site):
+    groups |= {"observed_data": observed, "constant_data": fit.params}
+    for name in scalar:
+        observed[name] = observed[name][..., 0]
+        groups["posterior_predictive"][name] = groups["posterior_predictive"][name][..., 0]
+    dims, coords = {"log_marginal": ["row"]}, {"row": rows.cpu().numpy()}
+    for name, columns in seen.columns.items():
+        axis = "feature" if columns == list(range(data.n_features)) else f"{name}_feature"
+        dims[name] = ["row"] if name in scalar else ["row", axis]
+        coords |= {} if name in scalar else {axis: list(names[columns])}
+    for name in latents:
+        if is_row_site(sites[name]) and drawn[name].shape[1:2] == (data.n_rows,):
             axes = range(drawn[name].ndim - 2)
             dims[name] = ["row", *("latent" if name == "z" and len(axes) == 1 else f"{name}_{axis}" for axis in axes)]
-    return to_arviz(groups, dims, {"row": rows.cpu().numpy(), "feature": list(data.columns)})
+    return to_arviz(groups, dims, coords)
 
 
 def _log_likelihood(fit: Fit, data: Data, draws: int, seed: int) -> np.ndarray:

@@ -101,7 +101,8 @@ def check(
         where missing that returns a number or a vector (one number a feature, or any length).
     draws: replicated data sets of each kind: "same" rows keep their latents' posterior, "new" rows draw latents from the prior.
 
-    Raises ValueError for a T that fails, or whose result is not numbers of one shape, and for fewer than 20 draws.
+    Raises ValueError for a T that fails, or whose result is not numbers of one shape, for fewer than 20 draws, and for a story whose rows
+    cannot be drawn.
 
     >>> import ppvae
     >>> data = ppvae.load_data("faithful")
@@ -116,16 +117,17 @@ def check(
     if taken(draws, int, "draws") < FEWEST:
         raise ValueError(f"a p-value from {draws} draws says little: ask for at least {FEWEST}")
     data = fit.take(as_data(data))
+    seen = fit.observed(data.batch())
     evaluate = standard_statistics if statistics is None else _users(statistics)
     mask = data.observed.cpu().numpy()
     observed = {name: value[0] for name, value in evaluate(data.x.double().cpu().numpy()[None], mask).items()}
     batch = data.batch()
     replicates = {
-        "same": same_rows(fit.model, fit.theta, batch, draws, seed, fit.guide),
-        "new": new_rows(fit.model, fit.theta, batch, draws, seed, fit.guide),
+        "same": same_rows(fit.model, fit.theta, batch, draws, seed, fit.guide, seen),
+        "new": new_rows(fit.model, fit.theta, batch, draws, seed, fit.guide, seen),
     }
     replicated = {
-        kind: _joined(evaluate(block["x"].double().cpu().numpy(), mask) for block in blocks) for kind, blocks in replicates.items()
+        kind: _joined(evaluate(seen.table(block).double().cpu().numpy(), mask) for block in blocks) for kind, blocks in replicates.items()
     }
     tables = [_table(kind, name, data.columns, observed[name], replicated[kind][name]) for kind in ROWS_KINDS for name in observed]
     return Criticism(fit, data, pd.concat(tables, ignore_index=True), replicated, seed)

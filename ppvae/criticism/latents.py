@@ -157,7 +157,8 @@ def _reconstruction(fit: "Fit", data: Data) -> float:
 
 
 def _generation(fit: "Fit", data: Data, seed: int) -> tuple[float, float]:
-    (drawn,) = (v for n, v in prior_predictive(fit.model, fit.theta, data.batch(), seed=seed).items() if n != "x")
+    (code,) = latent_sites(fit.program, data.batch())
+    drawn = prior_predictive(fit.model, fit.theta, data.batch(), seed=seed)[code]
     rows = torch.as_tensor(fit.decode(drawn[0].flatten(1), data.context), dtype=data.dtype, device=data.device)
     between = _distances(data.x, data.observed, data)
     between.fill_diagonal_(torch.inf)

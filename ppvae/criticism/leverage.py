@@ -51,5 +51,6 @@ def row_scores(log_marginal: LogMarginal, theta: Parameters, data: Data) -> tupl
         each_row = torch.eye(batch.size, dtype=value.dtype, device=value.device)
         gradients = torch.autograd.grad(value, parameters, each_row, is_grads_batched=True, allow_unused=True, materialize_grads=True)
         values.append(value.detach())
-        scores.append(torch.cat([g.reshape(batch.size, -1) for g in gradients], 1))
+        wide = (g.expand(batch.size, *p.shape) for g, p in zip(gradients, parameters, strict=True))  # the zeros of one that is not used
+        scores.append(torch.cat([g.reshape(batch.size, -1) for g in wide], 1))
     return torch.cat(values), torch.cat(scores)

@@ -62,7 +62,7 @@ class Prior(nn.Module):
         self.__dict__["theta"] = task.theta  # not a submodule
 
     def forward(self, batch: Batch) -> None:
-        story = poutine.uncondition(partial(self.story, self.theta))
+        story = partial(self.story, self.theta)
         poutine.block(story, hide_fn=lambda site: site["type"] == "sample" and site["name"] not in self.latents)(batch)
 
 

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor, nn
 
-from ppvae.data import Data, Summary, as_data
+from ppvae.data import Batch, Data, Summary, as_data
 from ppvae.exact import Exact, ExactGuide, Posterior, kl
 from ppvae.inference.method import Method, seeded
 from ppvae.messages import unknown
@@ -22,6 +22,7 @@ from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.given import rows_log_likelihood
 from ppvae.program.joint import Program, in_draws, is_finite, is_row_site, latent_sites, log_joint_given_shared, random_sites, sites_of
+from ppvae.program.observed import Observed, check_holes_unread, observed
 from ppvae.program.read import read_guide
 from ppvae.ranges import check_rows
 from ppvae.scores import AT_ONCE, Scores, exact_log_marginal, predictive_density, sampled_elbo, sampled_evidence, shared_divergence
@@ -128,7 +129,9 @@ class Fit:
             raise ValueError(
                 f"the fit was made with a context of {width} columns, the data have {found}: give Data(x, context=...) the same"
             )
-        return data.to(self.dtype, self.device)
+        data = data.to(self.dtype, self.device)
+        check_holes_unread(self.model, self.theta, data)
+        return data
 
     def shared_chains(self, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
         """{site: (chains, draws, ...)}: a sampler's chains as they are; for other guides `shared_draws` as one chain."""
@@ -270,13 +273,16 @@ class Fit:
     def sample(self, n: int, seed: int = 0, context: object = None) -> np.ndarray:
         """(n, D) new rows from the fitted model, latents from the prior.
 
-        context: for a fit to data with a context, (C,) for all rows or (n, C). Raises ValueError where it is missing or of another shape.
+        Observed sites may have any names and columns; those whose distributions read columns of the table (an autoregression) are drawn
+        after these. context: for a fit to data with a context, (C,) for all rows or (n, C). Raises ValueError where it is missing or of
+        another shape, and for a story whose rows cannot be drawn: one that observes the logarithm of a column, say, or not all columns.
         """
         from ppvae.criticism.predictive import blank_batch, prior_predictive
 
         n = counted(n, "sample: n")
         batch = blank_batch(n, len(self.trained_on.columns), self.dtype, self.device, self._context(context, n))
-        return prior_predictive(self.model, self.theta, batch, seed=seed, guide=self.guide)["x"][0].cpu().numpy()
+        seen = self.observed(batch, drawn=False)
+        return seen.table(prior_predictive(self.model, self.theta, batch, seed=seed, guide=self.guide, seen=seen))[0].cpu().numpy()
 
     def decode(self, latents: object, context: object = None) -> np.ndarray:
         """(n, D): E[x | z] at z (n, L), as `transform` gives them; `context` as in `sample`.
@@ -289,7 +295,11 @@ class Fit:
         if z.ndim != 2:
             raise ValueError(f"decode takes latents (n, L), not an array of shape {tuple(z.shape)}")
         batch = blank_batch(len(z), len(self.trained_on.columns), self.dtype, self.device, self._context(context, len(z)))
-        return expected_rows(self.model, self.theta, batch, z).cpu().numpy()
+        return expected_rows(self.model, self.theta, batch, z, self.observed(batch, drawn=False)).cpu().numpy()
+
+    def observed(self, batch: Batch, drawn: bool = True) -> Observed:
+        """What the story observes of such rows; drawn: whether they are rows of data, or yet to be made."""
+        return observed(self.model, self.theta, batch, self.trained_on.columns, None if drawn else self.trained_on.mean)
 
     def _context(self, context: object, n: int) -> Tensor | None:
         """The context of n rows to be made, (n, C); None for a fit without one."""
@@ -319,15 +329,18 @@ class Fit:
         return found
 
     def replicate(self, data: object, draws: int = 100, seed: int = 0, rows: str = "same") -> np.ndarray:
-        """(draws, N, D) replicated data sets: for the "same" rows (latents from the posterior) or for "new" ones (from the prior)."""
+        """(draws, N, D) replicated data sets: for the "same" rows (latents from the posterior) or for "new" ones (from the prior).
+
+        Raises ValueError, as `sample` does, for a story whose rows cannot be drawn.
+        """
         from ppvae.criticism.predictive import posterior_predictive, prior_predictive
 
         batch, draws = self.take(data).batch(), counted(draws, "draws")
-        if rows == "same":
-            return posterior_predictive(self.model, self.theta, batch, draws, seed, self.guide)["x"].cpu().numpy()
-        if rows == "new":
-            return prior_predictive(self.model, self.theta, batch, draws, seed, self.guide)["x"].cpu().numpy()
-        raise unknown("kind of rows", rows, ("same", "new"), "kinds")
+        kinds = {"same": posterior_predictive, "new": prior_predictive}
+        if rows not in kinds:
+            raise unknown("kind of rows", rows, kinds, "kinds")
+        seen = self.observed(batch)
+        return seen.table(kinds[rows](self.model, self.theta, batch, draws, seed, self.guide, seen)).cpu().numpy()
 
     def impute(self, data: object, draws: int | None = None, seed: int = 0, bootstrap: bool = False):
         """The table with its missing entries filled in.

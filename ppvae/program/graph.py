@@ -20,12 +20,14 @@ from ppvae.inference.fit import prepare, start
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.joint import is_row_site, random_sites, unwrapped
+from ppvae.program.observed import is_computed, observed
 from ppvae.program.story import check_story
 
 
 @dataclass(frozen=True)
 class Node:
-    """A sample site: its distribution's name, the sites and parameters that it depends on, whether it is observed, and each row's own."""
+    """A sample site: its distribution's name (none where it is computed), the sites and parameters that it depends on, whether it is
+    observed, and each row's own."""
 
     name: str
     distribution: str
@@ -66,7 +68,8 @@ class Graph:
             depends = ", ".join((*node.parents, *node.parameters))
             kind = "observed" if node.observed else "latent"
             plate = f" [each of {self.n_rows} rows]" if node.each_row else ""
-            lines.append(f"  {node.name} ~ {node.distribution}({depends})  {kind}{plate}")
+            said = f"~ {node.distribution}({depends})  {kind}" if node.distribution else f"= f({depends})  computed"
+            lines.append(f"  {node.name} {said}{plate}")
         return "\n".join(lines)
 
     @property
@@ -112,15 +115,20 @@ def graph(model: Model, data: Data, theta: Parameters | None = None) -> Graph:
     batch = data.head()
     with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False), TrackProvenance():
         sites = random_sites(poutine.trace(story).get_trace(batch))
-        known = {name: get_provenance(site["fn"].log_prob(site["value"])) for name, site in sites.items()}
+        known = {
+            name: get_provenance(site["value"] if is_computed(site) else site["fn"].log_prob(site["value"])) for name, site in sites.items()
+        }
+    seen = observed(model, theta, data.batch())
     order = list(sites)
+    for name, columns in seen.reads.items():  # what a distribution reads of the table, other sites observe
+        known[name] |= {p for j in columns.any(0).nonzero().flatten().tolist() for p in seen.observers(j)}
     nodes = [
         Node(
             name,
-            type(unwrapped(site["fn"])).__name__,
+            "" if is_computed(site) else type(unwrapped(site["fn"])).__name__,
             tuple(p for p in order if p != name and p in known[name]),
             tuple(p for p in (*theta.names, *dict(theta.named_children())) if f"theta.{p}" in known[name]),
-            site["is_observed"],
+            site["is_observed"] and not is_computed(site),
             is_row_site(site),
         )
         for name, site in sites.items()

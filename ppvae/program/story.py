@@ -19,6 +19,7 @@ from ppvae.model import Model
 from ppvae.parameters import Parameters, in_words
 from ppvae.program.check import unfit
 from ppvae.program.joint import Site, is_row_site, log_joint_given_shared, random_sites, unwrapped
+from ppvae.program.observed import check_observed
 from ppvae.program.trial import tried
 from ppvae.threads import threads
 
@@ -38,6 +39,7 @@ def check_story(model: Model, theta: Parameters, data: Data) -> None:
     if shared:
         _check_broadcast(model, theta, few_rows, shared)
     _check_heed(model, theta, data)
+    check_observed(model, theta, data)
 
 
 @threads(1)

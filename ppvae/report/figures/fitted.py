@@ -68,7 +68,8 @@ def latent_space(fit: Fit, data: Data) -> Figure:
 
 def counts(fit: Fit, data: Data) -> bool:
     """Whether the story's rows are whole numbers, so that it gives them probabilities and no densities."""
-    return bool(sites_of(fit.program, data.head())["x"]["fn"].support.is_discrete)
+    sites = sites_of(fit.program, data.head())
+    return all(sites[name]["fn"].support.is_discrete for name in fit.observed(data.batch()).columns)
 
 
 def _shares(fit: Fit, data: Data) -> Figure:

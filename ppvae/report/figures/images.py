@@ -59,10 +59,11 @@ def generated(fit: Fit, data: Data, n: int = 36, columns: int = 3, seed: int = 0
     """
     shown = fit.take(spread(data, n, "generated"))
     batch = blank_batch(shown.n_rows, shown.n_features, fit.dtype, fit.device, shown.context)
-    drawn = {name: value[0] for name, value in prior_predictive(fit.model, fit.theta, batch, seed=seed).items()}
-    blocks = {"data": shown.numpy(), "new rows": drawn.pop("x").cpu().numpy()}
-    if len(drawn) == 1 and decodes(fit, data):
-        (z,) = drawn.values()
+    seen = fit.observed(shown.batch())
+    drawn = prior_predictive(fit.model, fit.theta, batch, seed=seed, seen=seen)
+    blocks = {"data": shown.numpy(), "new rows": seen.table(drawn)[0].cpu().numpy()}
+    if len(seen.latents) == 1 and decodes(fit, data):
+        z = drawn[seen.latents[0]][0]
         blocks = {"data": blocks["data"], "expected, E[x | z]": fit.decode(z.flatten(1).cpu(), shown.context), "drawn": blocks["new rows"]}
     across = max(1, isqrt(shown.n_rows))
     down = -(-shown.n_rows // across)
