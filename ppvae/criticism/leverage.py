@@ -23,6 +23,7 @@ ROWS_PER_CHUNK = 128
 
 # Scores this far below the largest are a direction in which the likelihood is flat.
 FLAT = 1e-6
+ROUNDING = 1e-12  # of the largest parameter's scores
 
 
 LogMarginal = Callable[[Parameters, Batch], Tensor]
@@ -31,6 +32,8 @@ LogMarginal = Callable[[Parameters, Batch], Tensor]
 def log_likelihood_draws(log_marginal: LogMarginal, theta: Parameters, data: Data, draws: int, seed: int = 0) -> Tensor:
     """(S, N) nats: log p(x_n | theta_s), theta_s drawn around `theta`, in float64 whatever the fit's own precision."""
     value, scores = row_scores(log_marginal, theta, data)
+    size = scores.norm(dim=0)  # each parameter has units of its own, of which H knows nothing; what is all rounding moves nothing
+    scores = torch.where(size > ROUNDING * size.max(), scores / size, 0.0)
     left, sizes, _ = torch.linalg.svd(scores, full_matrices=False)
     basis = left[:, sizes > FLAT * sizes.max()]
     generator = torch.Generator(data.device).manual_seed(seed)
