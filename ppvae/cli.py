@@ -42,6 +42,10 @@ Context = Annotated[
     str | None, typer.Option(metavar="A,B", help="The columns that a conditional model is given; `labels`: a data set's known classes.")
 ]
 Rescale = Annotated[bool, typer.Option("--rescale", help="Map the values onto [0, 1], as the Bernoulli likelihood needs.")]
+Mapped = Annotated[
+    bool, typer.Option("--rescale", help="The values are to be mapped as the fit's were; they are, without a note that says so.")
+]
+Pictures = Annotated[str | None, typer.Option("--image-shape", metavar="H,W", help="The height and width of rows that are pictures.")]
 Precision = Annotated[str | None, typer.Option("--dtype", metavar="float64|float32", help="The precision of the fit.")]
 Device = Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where to fit.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the tables as JSON, and nothing else.")]
@@ -58,6 +62,7 @@ HEADINGS = {
 }
 AT_RANDOM = "Missing entries are assumed missing at random (MAR): whether one is may depend on what was observed, not on its own value."
 LEAST_LOSS = 1e-6  # nats per row: less is rounding, and has no parts worth a table
+ROUNDING = 1e-9  # nats per row: less is no score or difference of scores
 LONGEST_TABLE = 40  # rows printed; more than a screen is what --json and the report are for
 
 
@@ -79,6 +84,7 @@ def compare(
     columns: Columns = None,
     context: Context = None,
     rescale: Rescale = False,
+    image_shape: Pictures = None,
     dtype: Precision = None,
     device: Device = None,
     json: Json = False,
@@ -101,7 +107,7 @@ def compare(
 
         found = ppvae.compare(
             _model(model, set_),
-            _data(data, rescale, columns, context),
+            _data(data, rescale, columns, context, image_shape),
             load_methods(methods) if methods else None,
             seeds=seeds,
             holdout=holdout,
@@ -120,13 +126,13 @@ def compare(
         return
     from ppvae.report.words import headline, lost_against
 
-    terminal.show(found.table, rename=HEADINGS)
+    terminal.show(_scores(found.table), rename=HEADINGS)
     terminal.say(headline(found) + ".")
     if found.model.no_density:
         terminal.say(f"Beware: {found.model.no_density}.")
     if len(lossy):
         terminal.say("", f"What a fit's ELBO loses against {lost_against(found)}, in nats per row:")
-        terminal.show(lossy)
+        terminal.show(_scores(lossy))
     if report:
         terminal.say(f"The report is in {report}.")
 
@@ -144,6 +150,7 @@ def fit(
     columns: Columns = None,
     context: Context = None,
     rescale: Rescale = False,
+    image_shape: Pictures = None,
     dtype: Precision = None,
     device: Device = None,
     json: Json = False,
@@ -164,7 +171,7 @@ def fit(
         chosen = load_methods(method) if method else [None]
         if len(chosen) > 1:
             raise ValueError(f"fit takes one method, not {len(chosen)}: use compare for several")
-        table = _data(data, rescale, columns, context)
+        table = _data(data, rescale, columns, context, image_shape)
         found = ppvae.fit(_model(model, set_), table, chosen[0], seed=seed, dtype=dtype, device=device, progress=progress)
         result = _scored(found, table)
         found.save(out)
@@ -173,7 +180,7 @@ def fit(
         parameters = {name: value.tolist() for name, value in found.params.items()}
         terminal.show_json({**about, "table": result, "parameters": parameters, "folder": str(out)})
         return
-    terminal.show(result, rename=HEADINGS)
+    terminal.show(_scores(result), rename=HEADINGS)
     if not table.complete:
         terminal.say(AT_RANDOM)
     terminal.say(f"The fit is in {out}.")
@@ -188,7 +195,7 @@ def check(
     report: Annotated[Path | None, typer.Option(help="Write the checks, one HTML file, here; one that is there is replaced.")] = None,
     columns: Columns = None,
     context: Context = None,
-    rescale: Rescale = False,
+    rescale: Mapped = False,
     json: Json = False,
 ) -> None:
     """Check whether a fitted model makes data like the data.
@@ -206,8 +213,8 @@ def check(
     with terminal.progress("checking"):
         import ppvae
 
-        fitted, table = ppvae.load(fit), _data(data, rescale, columns, context)
-        _note_places(fitted, table, data)
+        fitted = ppvae.load(fit)
+        table = _known(fitted, data, rescale, columns, context)
         found = ppvae.check(fitted, table, draws=draws, seed=seed)
         if report:
             from ppvae.report import page
@@ -231,12 +238,17 @@ def check(
 def sample(
     fit: Folder,
     n: Annotated[int, typer.Option("-n", min=1, help="How many rows.")] = 100,
-    context: Annotated[str | None, typer.Option(metavar="1,0", help="What a conditional model is given: a number for each column.")] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A=1,B=word", help="What a conditional model is given: a number or a word for each column, by name or in order."
+        ),
+    ] = None,
     seed: Seed = 0,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Draw new rows from a saved fit.
+    """Draw new rows from a saved fit, in the units of the table before any --rescale.
 
     \b
     Example:
@@ -251,7 +263,8 @@ def sample(
     import ppvae
 
     fitted = ppvae.load(fit)
-    drawn = pd.DataFrame(fitted.sample(n, seed=seed, context=_numbers(context)), columns=list(fitted.trained_on.columns))
+    rows = fitted.trained_on.restored(fitted.sample(n, seed=seed, context=_given(context)))
+    drawn = pd.DataFrame(rows, columns=list(fitted.trained_on.columns))
     _deliver(drawn, out, f"{n} rows are drawn", json)
 
 
@@ -268,11 +281,13 @@ def impute(
     seed: Seed = 0,
     out: Out = None,
     columns: Columns = None,
+    context: Context = None,
     json: Json = False,
 ) -> None:
     """Fill in the missing entries of a table.
 
-    Rows, columns and whatever is not missing stay as they are; the columns that the fit knows are found by their names.
+    Rows, columns and whatever is not missing stay as they are; the columns that the fit knows, those of its context too, are found by their
+    names. Entries are read and written in the units of the table, also where the fit's were mapped by --rescale.
     What is not missing in a .csv file is copied to the letter; in a .parquet file made from it, what the fit does not know is text.
     With --draws the completed tables stand one below the other, the first N rows being draw 0; in an .npy file too, where the first
     column is the number of the draw: (draws * N, 1 + columns).
@@ -285,22 +300,21 @@ def impute(
     from ppvae import tables, terminal
     from ppvae.registry import load_frame
 
-    frame = load_frame(data)
-    _note_headless(data)
+    frame = load_frame(data, _split(columns))
     if out:
         tables.check_destination(out, frame)
     with terminal.progress("imputing"):
         import pandas as pd
 
         import ppvae
-        from ppvae.imputation import read
 
         fitted = ppvae.load(fit)
         if draws is not None and "draw" in frame.columns:
             raise ValueError("the table has a column `draw` already, the name by which --draws tells tables apart: rename it")
-        holed = ppvae.Data(frame, columns=_split(columns)) if columns else read(fitted, frame)
-        _note_places(fitted, holed, data)
-        found = fitted.impute(holed, draws=draws, seed=seed, bootstrap=bootstrap)
+        holed = _holed(fitted, data, frame, columns, context)
+        frame = frame.set_axis(tables.column_names(frame), axis=1)
+        found = fitted.impute(_mapped(fitted, holed), draws=draws, seed=seed, bootstrap=bootstrap)
+        found = fitted.trained_on.restored(found)
         kind = out.suffix.lower() if out else ".csv"
         if kind != ".npy":
             frame = tables.as_written(frame, Path(data), holed.columns, numbers=json or kind == ".parquet")
@@ -323,6 +337,7 @@ def graph(
     columns: Columns = None,
     context: Context = None,
     rescale: Rescale = False,
+    image_shape: Pictures = None,
     out: Annotated[Path | None, typer.Option(help="Write the drawing to a new .svg file (needs Graphviz).")] = None,
 ) -> None:
     """Show a story as a directed graph, and the factorisation that it implies.
@@ -337,7 +352,7 @@ def graph(
         check_new(out)
         if out.suffix.lower() != ".svg":
             raise ValueError(f"cannot write {out}: name an .svg file")
-    drawn = read(_model(model, set_), _data(data or "iris", rescale, columns, context))
+    drawn = read(_model(model, set_), _data(data or "iris", rescale, columns, context, image_shape))
     if data is None:
         _note("no data are named, so the story is run on iris")
     if out is None:
@@ -356,6 +371,7 @@ def laws(
     columns: Columns = None,
     context: Context = None,
     rescale: Rescale = False,
+    image_shape: Pictures = None,
     json: Json = False,
 ) -> None:
     """Check that a model keeps the laws.
@@ -372,7 +388,7 @@ def laws(
         import ppvae
 
         checked = _model(model, set_)
-        found = ppvae.laws.check(checked, _data(data, rescale, columns, context), seed=seed)
+        found = ppvae.laws.check(checked, _data(data, rescale, columns, context, image_shape), seed=seed)
     if json:
         terminal.show_json({"model": checked.describe(), "table": found.table})
     else:
@@ -422,6 +438,7 @@ def main(args: list[str] | None = None) -> None:
         if "" in words:  # a path of no letters would be the folder that one is in
             raise ValueError("one of the words is empty: give a name or a value there, or leave it out")
         with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)  # each is a note, whatever the environment makes of warnings
             warnings.showwarning = lambda message, *_: _note(str(message))
             code = app(args=words or ["--help"], prog_name="ppvae", standalone_mode=False)
     except typer.TyperException as error:
@@ -454,11 +471,51 @@ def _model(name: str, options: list[str] | None) -> "Model":
     return load_model(name, **pairs(options or []))
 
 
-def _data(name: str, rescale: bool, columns: str | None, context: str | None) -> "Data":
+def _data(name: str, rescale: bool, columns: str | None, context: str | None, image_shape: str | None = None) -> "Data":
     from ppvae.registry import load_data
 
-    data = load_data(name, rescale=rescale, columns=_split(columns), context=_split(context))
-    _note_headless(name)
+    try:
+        shape = tuple(map(int, image_shape.split(","))) if image_shape else None
+    except ValueError as error:
+        raise ValueError(f"--image-shape takes a height and a width, such as 28,28, not {image_shape!r}") from error
+    return load_data(name, rescale=rescale, columns=_split(columns), context=_split(context), image_shape=shape)
+
+
+def _known(fit: "Fit", name: str, rescale: bool, columns: str | None, context: str | None) -> "Data":
+    """The data of that name for a fit, which knows how its own were made: mapped by the same entries, and without --context with the
+    columns that its context has."""
+    from ppvae.registry import load_data, load_frame
+
+    known, given = fit.trained_on, _split(context)
+    if given is None and known.covariates:
+        names = [covariate.name for covariate in known.covariates]
+        given = names if set(names) <= set(load_frame(name).columns) else None
+    if rescale and known.origin is not None and known.origin.range is None:
+        raise ValueError("the values of the fit were not mapped by --rescale, so leave it out here")
+    data = load_data(name, rescale=rescale and known.origin is None, columns=_split(columns), context=given, image_shape=known.image_shape)
+    _note_places(fit, data, name)
+    return _mapped(fit, data) if rescale else data
+
+
+def _mapped(fit: "Fit", data: "Data") -> "Data":
+    """Data in the units of the fit: mapped by --rescale, if the fit's were."""
+    origin = fit.trained_on.origin
+    return data if origin is None or origin.range is None else data.rescaled(origin.range)
+
+
+def _holed(fit: "Fit", name: str, frame: "pd.DataFrame", columns: str | None, context: str | None) -> "Data":
+    """A table to be imputed by a fit, without what the fit does not know."""
+    from ppvae.data import Data
+    from ppvae.registry import context_of, known_labels
+
+    given = _split(context)
+    if given is None:
+        data = fit.trained_on.table(frame, _split(columns), besides=True)
+    else:
+        rest = frame.drop(columns=[column for column in given if column in frame.columns])
+        chosen = fit.trained_on.table(rest, _split(columns), besides=True)
+        data = Data(frame, context_of(frame, known_labels(name), given), list(chosen.columns))
+    _note_places(fit, data, name)
     return data
 
 
@@ -466,29 +523,30 @@ def _split(names: str | None) -> list[str] | None:
     return [name.strip() for name in names.split(",")] if names else None
 
 
-def _numbers(words: str | None) -> list[float] | None:
+def _given(words: str | None) -> object:
+    """The context in "30,f" or "age=30,sex=f": numbers and words, by their places or by name."""
+    if words is None:
+        return None
+    pairs = [word.strip().partition("=") for word in words.split(",")]
+    if all(equals for _, equals, _ in pairs):
+        return {name: _number(value) for name, _, value in pairs}
+    return [_number(word.strip()) for word in words.split(",")]
+
+
+def _number(word: str) -> float | str:
     try:
-        return None if words is None else [float(word) for word in words.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--context takes numbers with commas between, not {words!r}") from error
-
-
-def _note_headless(source: str) -> None:
-    """Say so where a file's first row is read as data, since years or other numbers may be meant as names."""
-    from ppvae.tables import headless
-
-    if headless(Path(source)):
-        _note(f"{source}: its first row holds only numbers and is read as data")
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _note_places(fit: "Fit", data: "Data", source: str) -> None:
     """Say so where a table's columns are taken for others by their position."""
     from ppvae.messages import few
 
-    known = fit.trained_on.columns
-    if set(data.columns) != set(known):
-        data.matched(known)  # or refused
-        _note(f"{source}: {few(data.columns)} are read as {few(known)} by their position, for want of names")
+    known = fit.trained_on
+    if data.columns != known.columns and data.matched(known).columns != known.columns:
+        _note(f"{source}: {few(data.columns)} are read as {few(known.columns)} by their position, for want of names")
 
 
 def _scored(fit: "Fit", data: "Data") -> "pd.DataFrame":
@@ -501,6 +559,12 @@ def _scored(fit: "Fit", data: "Data") -> "pd.DataFrame":
         row["log_likelihood_se"] = evidence.mean_standard_error
     row |= {"elbo": float(fit.elbo(data).mean()), "kl": float(fit.kl(data).mean()), "steps": fit.steps, "seconds": fit.seconds}
     return pd.DataFrame([row])
+
+
+def _scores(table: "pd.DataFrame") -> "pd.DataFrame":
+    """A table of scores, those of rounding alone as 0."""
+    numbers = table.select_dtypes("float")
+    return table.assign(**numbers.mask(numbers.abs() < ROUNDING, 0.0))
 
 
 def _deliver(table: "pd.DataFrame", out: Path | None, done: str, json: bool) -> None:

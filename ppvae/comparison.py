@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,8 @@ class Comparison:
 
     model; data: the training rows; held_out: the rows kept back, or None; fits: one for each method and seed.
     hidden: the training rows with the entries back that `holdout_entries` hid, or None; hidden_share: what `holdout_entries` was.
+    recipe: the Python that makes the data, or None where they came as they were; asked: how it was called, {option: value} of
+    `holdout`, `holdout_entries`, `init`, `guide`, `dtype` and `device` as far as they were given.
     """
 
     model: Model
@@ -51,6 +53,8 @@ class Comparison:
     hidden: Data | None
     hidden_share: float
     _scores: list[tuple[Scores, Scores, Scores, Scores | None]] = field(repr=False)
+    recipe: str | None = None
+    asked: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def labels(self) -> list[str]:
@@ -250,7 +254,11 @@ def compare(
         fits.append(fit)
         evidence, bound = fit.log_likelihood(train), fit.elbo(train)
         scores.append((evidence, bound, fit.kl(train), None if held is None else fit.log_likelihood(held)))
-    return Comparison(model, train, held, fits, hidden, holdout_entries, scores)
+    options = {
+        "holdout": holdout, "holdout_entries": holdout_entries, "init": init, "guide": guide, "dtype": dtype, "device": device,
+    }  # fmt: skip
+    asked = {name: value for name, value in options.items() if value is not None and not (isinstance(value, int | float) and value == 0)}
+    return Comparison(model, train, held, fits, hidden, holdout_entries, scores, data.recipe, asked)
 
 
 def _methods(model: Model, data: Data, methods: Methods) -> list[Method]:

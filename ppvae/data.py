@@ -1,9 +1,13 @@
 """Data and Batch: rows of features, validated once; NaN means missing from here on."""
 
-from collections.abc import Iterator, Sequence
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ppvae.messages import few
+from ppvae.origin import Covariate, Origin, as_known, read_context
 from ppvae.patterns import Patterns
-from ppvae.tables import as_array, column_names, numbered, read_table
+from ppvae.tables import Names, as_array, as_frame, column_names, names_of, numbered, read_frame, read_table
 from ppvae.threads import threads
 
 STRIP = 2**18  # entries: a pass over the table works near the processor, and keeps no copy of it
@@ -114,11 +119,13 @@ def _products(rows: Tensor) -> Tensor:
 class Data:
     """A table of N rows and D features in which NaN means missing.
 
-    x: an array, tensor, pandas or polars frame, (N, D), (N,) or images (N, H, W).
-    context: (N,) or (N, C), known for every row (labels, covariates).  columns: D names.  labels: (N,), known classes.
+    x: an array, tensor, pandas, polars, Arrow or xarray table, (N, D) or (N,), or pictures (N, H, W); or a file's path.
+    context: (N,) or (N, C), known for every row (labels, covariates): numbers; in a frame with names also words, which become a column of
+    0 and 1 each.  columns: D names (of a frame, those to take).  labels: (N,), known classes.  image_shape: (H, W) of pictures.
 
     Attributes: `x` (N, D) float64 with missing entries zeroed, `observed` (N, D) bool, `context`, `columns`, `name`, `labels` (known
-    classes, used for colours only), `image_shape` (height, width). Raises ValueError for what is not such a table.
+    classes, used for colours only), `image_shape` (height, width), `origin` (what a fit must know of how the table was made). Raises
+    ValueError for what is not such a table, and where the row labels of a pandas context or labels are not x's.
 
     >>> data = Data([[1.0, 2.0], [3.0, float("nan")]], columns=["a", "b"])
     >>> data.n_rows, data.n_features, data.complete, data.observed[1].tolist()
@@ -128,7 +135,7 @@ class Data:
     def __init__(self, x, context=None, columns=None, name: str = "data", labels=None, image_shape=None) -> None:
         if isinstance(x, Data):
             raise ValueError("this is a ppvae.Data already: pass it as it is")
-        table = read_table(x, columns=columns)
+        table = read_table(x, columns=columns, image_shape=tuple(image_shape) if isinstance(image_shape, Sequence) else image_shape)
         self.x: Tensor = torch.from_numpy(table.values)
         if table.complete:  # one row stands for all
             self.observed: Tensor = torch.ones(1, self.n_features, dtype=torch.bool).expand(self.n_rows, -1)
@@ -137,10 +144,15 @@ class Data:
             self.x.nan_to_num_(nan=0.0)
         self.columns: tuple[str, ...] = tuple(table.columns)
         self.name = name
-        self.labels = None if labels is None else _as_labels(labels, self.n_rows)
-        self.image_shape = table.image_shape if image_shape is None else _as_image_shape(image_shape, self.n_features)
         self.index = table.index
-        self.context = None if context is None else _as_context(context, self.n_rows)
+        rows = table.index if isinstance(x, pd.DataFrame | pd.Series | str | os.PathLike) else None
+        self.labels = None if labels is None else _as_labels(labels, self.n_rows, rows)
+        self.image_shape = None if image_shape is None else _as_image_shape(image_shape, self.n_features)
+        self.context, covariates = (None, ()) if context is None else _as_context(context, self.n_rows, rows)
+        self.origin = Origin(table.names, context=covariates)
+        self.recipe = (
+            None if context is not None or labels is not None else recipe("Data", x, columns=columns, image_shape=self.image_shape)
+        )
 
     @property
     def n_rows(self) -> int:
@@ -241,7 +253,8 @@ class Data:
     def _like(self, x: Tensor, observed: Tensor, context: Tensor | None, labels, index) -> "Data":
         other = object.__new__(Data)
         other.x, other.observed, other.context, other.labels, other.index = x, observed, context, labels, index
-        other.columns, other.name, other.image_shape = self.columns, self.name, self.image_shape
+        other.columns, other.name, other.image_shape, other.origin = self.columns, self.name, self.image_shape, self.origin
+        other.recipe = None
         return other
 
     def take(self, index) -> "Data":
@@ -256,35 +269,51 @@ class Data:
             None if self.index is None else self.index[chosen],
         )
 
-    def matched(self, columns: tuple[str, ...]) -> "Data":
-        """The same rows as a fit to these columns reads them: found by name, or by position where either table's columns have no names.
-
-        Raises ValueError for columns of other names, and for another number of them.
-        """
-        if set(self.columns) != set(columns):
-            self._check_places(columns)
-            return self
-        if self.columns == columns:
-            return self
-        order = [self.columns.index(c) for c in columns]
-        other = self._like(self.x[:, order], self.observed[:, order], self.context, self.labels, self.index)
-        other.columns = columns
+    def with_rows(self, x) -> "Data":
+        """Other rows (n, D) of these columns, in these units (of rescaled data, mapped already), NaN where missing; without a context."""
+        other = Data(x, columns=self.columns, name=self.name, image_shape=self.image_shape)
+        other.origin = replace(self.origin, context=())
         return other
 
-    def _check_places(self, columns: tuple[str, ...]) -> None:
-        """Raise ValueError unless columns without names of their own, here or there, can stand for one another by position."""
-        unnamed = any(list(names) == numbered(len(names)) for names in (self.columns, columns))
-        if unnamed and self.n_features == len(columns):
-            return
-        if unnamed:
-            raise ValueError(f"{_sizes(self.columns, columns)}: give as many columns, in that order")
-        raise other_columns(self.columns, columns)
+    def matched(self, known: "Summary") -> "Data":
+        """The same rows, columns as a fit to `known` has them: found by name, or by position where either table's columns have no names.
 
-    def like(self, values: Tensor, columns: tuple[str, ...]) -> Tensor:
-        """Values (..., D) of these columns in the order of this table; as they are where the names are not the same."""
-        if self.columns == columns or set(self.columns) != set(columns):
-            return values
-        return values[..., [columns.index(c) for c in self.columns]]
+        Raises ValueError for columns of other names, for another number of them, and for names that may be places.
+        """
+        order = self._order(known)
+        if order is None:
+            return self
+        other = self._like(self.x[:, order], self.observed[:, order], self.context, self.labels, self.index)
+        other.columns = known.columns
+        return other
+
+    def _order(self, known: "Summary") -> list[int] | None:
+        """Where the columns of `known` are; None where they are in their order."""
+        named, theirs = self.origin.names == "own", known.names == "own"
+        if named and theirs:
+            if set(self.columns) != set(known.columns):
+                raise other_columns(self.columns, known.columns)
+            return None if self.columns == known.columns else [self.columns.index(c) for c in known.columns]
+        if self.n_features != len(known.columns):
+            raise ValueError(f"{_sizes(self.columns, known.columns)}: give as many columns, in that order")
+        count = [str(i) for i in range(self.n_features)]
+        if named and known.names == "counted" and _turned(self.columns, count):  # pandas' own labels
+            return [self.columns.index(label) for label in count]
+        unsure = named and (_turned(self.columns, count) or _turned(self.columns, numbered(self.n_features)))
+        if unsure or (theirs and self.origin.names == "counted" and _turned(known.columns, count)):
+            turned = self.columns if named else known.columns
+            raise ValueError(f"{few(turned)} may be names or places, as the columns of the fit or the data have no names: name both")
+        return None
+
+    def given_back(self, values: Tensor, known: "Summary") -> Tensor:
+        """Values (..., N, D) of these rows, as a fit to `known` has them, in this table's order and units; what is observed here stays
+        exactly as it is."""
+        order, back = self._order(known), values.to(self.x)
+        if order is not None:
+            back = back[..., np.argsort(order)]
+        if known.origin is not None and known.origin.range != self.origin.range:
+            back = self.origin.rescaled(known.origin.restored(back))
+        return torch.where(self.observed, self.x, back)
 
     def hiding(self, hidden: Tensor) -> "Data":
         """The same rows with the entries marked in `hidden` (N, D) bool missing too."""
@@ -316,16 +345,36 @@ class Data:
         context = self.context
         if context is not None:
             context = context.to(device=device, dtype=dtype if context.is_floating_point() else None)
-        return self._like(self.x.to(device=device, dtype=dtype), self.observed.to(device=device), context, self.labels, self.index)
+        other = self._like(self.x.to(device=device, dtype=dtype), self.observed.to(device=device), context, self.labels, self.index)
+        other.recipe = self.recipe
+        return other
 
-    def rescaled(self) -> "Data":
-        """The table mapped onto [0, 1] by its smallest and largest entry: one scale for all features, so that a picture stays a picture."""
-        low = torch.where(self.observed, self.x, torch.inf).min()
-        high = torch.where(self.observed, self.x, -torch.inf).max()
-        if low == high:
-            raise ValueError("every entry has the same value: there is no range to rescale")
-        x = torch.where(self.observed, (self.x - low) / (high - low), 0.0)
-        return self._like(x, self.observed, self.context, self.labels, self.index)
+    def rescaled(self, within: tuple[float, float] | None = None) -> "Data":
+        """The table mapped onto [0, 1]: one scale for all features, so that a picture stays a picture.
+
+        within: the entries that become 0 and 1; by default the smallest and the largest. A fit to such data keeps them: it maps tables
+        that come later by them too. Raises ValueError where the two are the same.
+        """
+        x = self.origin.restored(self.x.double())
+        if within is None:
+            low, high = torch.where(self.observed, x, torch.inf).min().item(), torch.where(self.observed, x, -torch.inf).max().item()
+        else:
+            low, high = map(float, within)
+        if not low < high:
+            raise ValueError("every entry has the same value: there is no range to rescale" if within is None else f"no range: {within}")
+        other = self._in_units(replace(self.origin, range=None if (low, high) == (0.0, 1.0) else (low, high)))
+        other.recipe = None if self.recipe is None else f"{self.recipe}.rescaled({'' if within is None else (low, high)})"
+        return other
+
+    def _in_units(self, origin: Origin) -> "Data":
+        """The same rows in the units of another origin."""
+        if self.origin.range == origin.range:
+            x = self.x
+        else:
+            x = torch.where(self.observed, origin.rescaled(self.origin.restored(self.x.double())), 0.0).to(self.x)
+        other = self._like(x, self.observed, self.context, self.labels, self.index)
+        other.origin = replace(self.origin, range=origin.range)
+        return other
 
     def standardized(self) -> Tensor:
         """(N, D): each column at mean 0 and sd 1, missing entries 0."""
@@ -350,6 +399,7 @@ class Data:
             tuple(self.scale.tolist()),
             self.image_shape,
             None if self.context is None else self.context.shape[1],
+            self.origin,
         )
 
     def __len__(self) -> int:
@@ -362,7 +412,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Summary:
-    """The shape of a data set: enough to build a model's parameters and guide anew, and to check data that come later."""
+    """The shape of a data set: enough to build a model's parameters and guide anew, and to read data that come later as these were.
+
+    origin: how the table was made; None in a fit that was saved before that was kept, whose tables are taken as they are.
+    """
 
     name: str
     columns: tuple[str, ...]
@@ -372,6 +425,33 @@ class Summary:
     scale: tuple[float, ...]
     image_shape: tuple[int, int] | None = None
     n_context: int | None = None
+    origin: Origin | None = None
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> "Summary":
+        """The summary that `dataclasses.asdict` and JSON made of one."""
+        about = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
+        origin = about.get("origin")
+        if origin is not None:
+            made = [Covariate(c["name"], None if c["words"] is None else tuple(c["words"])) for c in origin["context"]]
+            about["origin"] = Origin(origin["names"], None if origin["range"] is None else tuple(origin["range"]), tuple(made))
+        return cls(**about)
+
+    @property
+    def names(self) -> Names:
+        """Whose the names of the columns are."""
+        if self.origin is None:
+            return "none" if list(self.columns) == numbered(len(self.columns)) else "own"
+        return self.origin.names
+
+    @property
+    def covariates(self) -> tuple[Covariate, ...]:
+        """What the context was made of; empty where that had no names."""
+        return () if self.origin is None else self.origin.context
+
+    def restored(self, x: Any) -> Any:
+        """Entries in the units of the fit, an array or a tensor, in the user's: other ones where the data were rescaled."""
+        return x if self.origin is None else self.origin.restored(x)
 
     def sketch(self) -> Data:
         """Made-up rows of this shape, centre and spread, from which `init` and `guide` build tensors of the right shapes."""
@@ -381,6 +461,93 @@ class Summary:
         if not self.complete:
             x[0, 0] = np.nan
         return Data(x, context, self.columns, self.name, image_shape=self.image_shape)
+
+    def table(self, source: object, columns: Sequence[str] | None = None, *, besides: bool = False) -> Data:
+        """A table as it came, to be read by a fit: of a frame with names, the columns of the fit's context are its context.
+
+        columns: the features to take.  besides: of a frame with names, leave what the fit does not know.
+        """
+        if isinstance(source, Data):
+            return source
+        frame = read_frame(Path(source), columns) if _is_path(source) and self.covariates else as_frame(source)
+        if frame is None or names_of(frame) != "own":
+            axes = getattr(source, "ndim", 2) if frame is None else 2
+            return Data(source if frame is None else frame, columns=columns, image_shape=self.image_shape if axes == 3 else None)
+        names, given = column_names(frame), [covariate.name for covariate in self.covariates]
+        given = given if set(given) <= set(names) else []
+        features = [name for name in names if name not in given or name in self.columns]
+        if columns is not None:
+            features = list(columns)
+        elif besides:
+            known = [name for name in names if name in self.columns]
+            lacks = len(known) < len(self.columns)
+            if lacks and known and self.names == "own":
+                raise other_columns(features, self.columns)
+            features = features if lacks else known
+        context = frame.iloc[:, [names.index(name) for name in given]] if given else None
+        return Data(frame, context, features)
+
+    def read(self, source: object) -> Data:
+        """Data, or what `table` takes, as a fit to such data reads it: columns and context by their names, entries in its units, words by
+        its own.
+
+        Raises ValueError for other columns, for another context or words in it that are not known, and for data that were rescaled where
+        these were not. Warns where entries are mapped that were not.
+        """
+        data = self.table(source).matched(self)
+        if self.origin is not None and data.origin.range != self.origin.range:
+            data = self._in_units(data)
+        if self.n_context is None:
+            return data
+        if data.context is None:
+            raise self._other_context("none")
+        context = as_known(data.context, data.origin.context, self.covariates)
+        if context.shape[1] != self.n_context:
+            raise self._other_context(f"one of {context.shape[1]}")
+        if context is data.context:
+            return data
+        other = data._like(data.x, data.observed, context, data.labels, data.index)
+        other.origin = replace(data.origin, context=self.covariates)
+        return other
+
+    def _in_units(self, data: Data) -> Data:
+        assert self.origin is not None
+        if self.origin.range is None:
+            raise ValueError(
+                "the data are mapped onto [0, 1] and those of the fit were not: give them as they came, without rescale=True (--rescale); "
+                "or, if the fit's were mapped by hand, as an array, data.numpy()"
+            )
+        if data.origin.range is None:
+            low, high = self.origin.range
+            warnings.warn(
+                f"{data.name}: its entries are mapped onto [0, 1] as those of the fit were, {low:.6g} to 0 and {high:.6g} to 1; "
+                "data.rescaled() (--rescale) says that they may be, and data.with_rows(x), of the fitted data, that they are already",
+                stacklevel=5,
+            )
+        return data._in_units(self.origin)
+
+    def _other_context(self, found: str) -> ValueError:
+        made_of = few(covariate.name for covariate in self.covariates) if self.covariates else ""
+        wanted = f"a context of {self.n_context} columns" + (f" (of {made_of})" if made_of else "")
+        return ValueError(f"the fit was made with {wanted}, the data have {found}: give Data(x, context=...) the same")
+
+
+def recipe(function: str, source: object, **options: object) -> str | None:
+    """The Python by which ppvae makes data of a name or file, with the options that are given; None for what is in memory alone."""
+    if not _is_path(source):
+        return None
+    given = {name: list(value) if isinstance(value, pd.Index) else value for name, value in options.items() if value is not None}
+    said = [repr(str(source)), *(f"{name}={value!r}" for name, value in given.items() if value)]
+    return f"ppvae.{function}({', '.join(said)})"
+
+
+def _is_path(source: object) -> bool:
+    return isinstance(source, str | os.PathLike)
+
+
+def _turned(names: Sequence[str], count: Sequence[str]) -> bool:
+    """Whether these are the names of a count in another order."""
+    return set(names) == set(count) and list(names) != list(count)
 
 
 def other_columns(columns: Sequence[str], known: Sequence[str]) -> ValueError:
@@ -419,25 +586,24 @@ def _as_image_shape(shape, n_features: int) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def _as_labels(labels, n_rows: int) -> np.ndarray:
+def _as_labels(labels, n_rows: int, rows: pd.Index | None) -> np.ndarray:
     """(N,): a copy. Raises ValueError unless there is one for each row."""
     values = np.array(as_array(labels, "the labels"))
     if values.shape != (n_rows,):
         raise ValueError(f"labels have shape {values.shape} and x has {n_rows} rows: give one label for each row")
+    _check_rows("the labels", labels, rows)
     return values
 
 
-def _as_context(context, n_rows: int) -> Tensor:
-    array = as_array(context, "the context")
-    try:
-        values = torch.tensor(array.astype(np.float64))
-    except (TypeError, ValueError) as error:
-        raise ValueError("context must be numbers: give classes as one column each, pandas.get_dummies(labels)") from error
+def _as_context(context, n_rows: int, rows: pd.Index | None) -> tuple[Tensor, tuple[Covariate, ...]]:
+    values, covariates = read_context(context)
     if len(values) != n_rows:
         raise ValueError(f"context has {len(values)} rows and x has {n_rows}: they must be the same rows")
-    known = torch.isfinite(values)
-    if not known.all():
-        names = column_names(context)
-        where = few(name for name, whole in zip(names, known.reshape(n_rows, -1).all(0), strict=True) if not whole) if names else "it"
-        raise ValueError(f"context must be known for every row, and {where} holds NaN or inf: fill it in, or leave such rows out")
-    return values[:, None] if values.ndim == 1 else values
+    _check_rows("the context", context, rows)
+    return values, covariates
+
+
+def _check_rows(what: str, given: object, rows: pd.Index | None) -> None:
+    """Raise ValueError where the row labels of a pandas object are not those of the rows."""
+    if rows is not None and isinstance(given, pd.DataFrame | pd.Series) and not given.index.equals(rows):
+        raise ValueError(f"{what} and x have different row labels: give both in one order, as .loc[x.index], or {what} as .to_numpy()")

@@ -19,14 +19,15 @@ from scipy import stats
 from torch import Tensor
 
 from ppvae.criticism.predictive import mean_of, posterior_draws
-from ppvae.data import Batch, Data, as_data, check_share, other_columns
+from ppvae.data import Batch, Data, check_share
 from ppvae.distributions import MaskedNormal
 from ppvae.inference.method import seeded
+from ppvae.messages import few
 from ppvae.options import counted
 from ppvae.program.joint import in_draws, latent_sites, log_joint, log_joint_given_shared, random_sites, unwrapped
 from ppvae.program.observed import Observed
 from ppvae.scores import warn_of_few
-from ppvae.tables import column_names, completed
+from ppvae.tables import as_frame, column_names, completed_like, rounded_by_float64
 
 if TYPE_CHECKING:
     from ppvae.inference.result import Fit
@@ -145,21 +146,12 @@ def _readable(fit: "Fit", data: Data) -> Observed:
     return seen
 
 
-def read(fit: "Fit", source: Any) -> Data:
-    """A table to be imputed; of a frame, those of its columns that the fit knows, if there are any."""
-    names = column_names(source)
-    known = [name for name in names if name in fit.trained_on.columns]
-    if known and len(known) < len(fit.trained_on.columns):
-        raise other_columns(names, fit.trained_on.columns)
-    return Data(source, columns=known) if known else as_data(source)
-
-
 def impute(fit: "Fit", source: Any, draws: int | None, seed: int, bootstrap: bool) -> Any:
     """What `fit.impute` gives: the means in the form of `source`, or `draws` tables (M, N, D) in the order of its columns."""
     if draws is None and bootstrap:
         raise ValueError("bootstrap draws the parameters of each table: say how many tables, draws=20")
     draws = None if draws is None else counted(draws, "draws")
-    own = read(fit, source)
+    own = fit.trained_on.table(source, besides=True)
     data = fit.take(own)
     with seeded(seed, fit.device):
         if draws is None:
@@ -168,8 +160,26 @@ def impute(fit: "Fit", source: Any, draws: int | None, seed: int, bootstrap: boo
             filled, sizes = bootstrapped_draws(fit, data, draws, seed) if bootstrap else proper_draws(fit, data, draws)
     warn_of_few(sizes, WEIGHTED, data, "their imputations are rough (fit.imputation_sample_size), so train the guide for longer")
     warn_of_far(fit, filled, data)
-    values = own.like(filled, data.columns).cpu().numpy()
-    return like_source(values, source, own) if draws is None else values
+    values = own.given_back(filled, fit.trained_on).cpu().numpy()
+    whole = completed_like(source, own.columns, values) if draws is None else values
+    if whole is values:
+        warn_of_rounding(source, own)
+    return whole
+
+
+def warn_of_rounding(source: Any, own: Data) -> None:
+    """Warn where an array of float64 cannot hold what was observed."""
+    frame = pd.DataFrame(source) if isinstance(source, np.ndarray) and source.ndim == 2 and source.dtype.kind in "iuO" else as_frame(source)
+    if frame is None:
+        return
+    names = own.columns if len(frame.columns) == own.n_features else column_names(frame)
+    rounded = [name for place, name in enumerate(names) if name in own.columns and rounded_by_float64(frame.iloc[:, place])]
+    if rounded:
+        warnings.warn(
+            f"what is observed in {few(rounded)} is rounded to float64, in which whole numbers are exact up to 2^53: "
+            "impute a frame without draws, which keeps them",
+            stacklevel=4,
+        )
 
 
 def warn_of_far(fit: "Fit", filled: Tensor, data: Data) -> None:
@@ -386,16 +396,4 @@ def _levels(levels: Any, draws: int) -> list[float]:
     return found
 
 
-def like_source(values: np.ndarray, source: Any, data: Data) -> Any:
-    """A completed table in the form in which it came: a pandas or polars frame with its columns, index and dtypes, else an array."""
-    if isinstance(source, pd.DataFrame):
-        return completed(source, data.columns, values)
-    if hasattr(source, "with_columns"):  # polars
-        holes = ~data.observed.cpu().numpy()
-        filled = [type(source[name])(name, values[:, i]) for i, name in enumerate(data.columns) if holes[:, i].any()]
-        # A column of real numbers keeps its precision.
-        return source.with_columns(f.cast(source[f.name].dtype) if source[f.name].dtype.is_float() else f for f in filled)
-    return values
-
-
-__all__ = ["Pooled", "bootstrapped_draws", "conditional_mean", "coverage", "impute", "like_source", "pool", "proper_draws", "read"]
+__all__ = ["Pooled", "bootstrapped_draws", "conditional_mean", "coverage", "impute", "pool", "proper_draws"]

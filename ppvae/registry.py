@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from ppvae.messages import few, spelled, unknown
+from ppvae.messages import spelled, unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,13 +88,17 @@ def load_methods(words: str) -> list[Any]:
 
 
 def load_data(
-    source: str | Path, rescale: bool = False, columns: Sequence[str] | None = None, context: Sequence[str] | None = None
+    source: str | Path,
+    rescale: bool = False,
+    columns: Sequence[str] | None = None,
+    context: Sequence[str] | None = None,
+    image_shape: tuple[int, int] | None = None,
 ) -> "Data":
     """The bundled data set called `source`, or the table in the .csv, .npy or .parquet file `source`.
 
-    rescale: map the values onto [0, 1] (`Data.rescaled`).  columns: the features to take; for an .npy file, the names to give.
+    rescale: map the values onto [0, 1] (`Data.rescaled`).  columns: the features to take; for a file without names, those to give.
     context: columns that a conditional model is given: numbers as they are, words as a column of 0 and 1 for each word; "labels" stands
-    for the known classes of a bundled data set.
+    for the known classes of a bundled data set.  image_shape: (height, width), where the rows of a file are pictures.
     Raises ValueError for an unknown name, a file that is missing and a table that cannot be used (see `ppvae.tables.read_table`).
 
     >>> load_data("faithful")
@@ -102,8 +106,8 @@ def load_data(
     >>> load_data("iris", context=["labels"]).context.shape
     torch.Size([150, 3])
     """
-    from ppvae import datasets
-    from ppvae.data import Data
+    from ppvae import datasets, tables
+    from ppvae.data import Data, recipe
 
     if not isinstance(source, str | Path):
         raise ValueError(f"load_data takes a name or a file, not {type(source).__name__}: give a table to ppvae.Data")
@@ -111,40 +115,45 @@ def load_data(
     if not _is_file(source):
         known = datasets.find(str(source))
         table, labels = known.read()
-        given = None if context is None else _context(table, labels, context)
+        given = None if context is None else context_of(table, labels, context)
         # A choice of pixels is no picture.
-        shape = None if columns else known.image_shape
+        shape = image_shape or (None if columns else known.image_shape)
         data = Data(table, given, columns or _but(table, context), name=str(source), labels=labels, image_shape=shape)
     elif context is None:
-        data = Data(path, columns=columns, name=path.stem)
+        data = Data(path, columns=columns, name=path.stem, image_shape=image_shape)
     else:
         table = load_frame(source)
-        data = Data(table, _context(table, None, context), columns or _but(table, context), name=path.stem)
+        table = table.set_axis(tables.column_names(table), axis=1)
+        data = Data(table, context_of(table, None, context), columns or _but(table, context), name=path.stem, image_shape=image_shape)
+    data.recipe = recipe("load_data", source, columns=columns, context=context, image_shape=image_shape)
     return data.rescaled() if rescale else data
 
 
-def _context(table: "pd.DataFrame", labels: "np.ndarray | None", names: Sequence[str]) -> "pd.DataFrame":
-    import pandas as pd
-
+def context_of(table: "pd.DataFrame", labels: "np.ndarray | None", names: Sequence[str]) -> "pd.DataFrame":
+    """The columns of these names; `labels` stands for known classes. Raises ValueError for names that are not there."""
     known = table if labels is None else table.assign(labels=labels.astype(str))
     for name in names:
         if name not in known.columns:
             raise unknown("context column", name, known.columns)
-    holed = [name for name in names if known[name].isna().any()]
-    if holed:
-        raise ValueError(f"context must be known for every row, and {few(holed)} has missing entries: fill them in, or leave such rows out")
-    return pd.get_dummies(known[list(names)], dtype=float)
+    return known[list(names)]
 
 
-def _but(table: "pd.DataFrame", context: Sequence[str] | None) -> list[str]:
-    return [name for name in table.columns if name not in (context or ())]
+def _but(table: "pd.DataFrame", context: Sequence[str] | None) -> list[str] | None:
+    return [name for name in table.columns if name not in context] if context else None
 
 
-def load_frame(source: str | Path) -> "pd.DataFrame":
+def load_frame(source: str | Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
     """The table that `load_data` would read, as it came: text columns, dtypes and all. Raises ValueError as `load_data` does."""
     from ppvae import datasets, tables
 
-    return tables.read_frame(Path(source)) if _is_file(source) else datasets.find(str(source)).read()[0]
+    return tables.read_frame(Path(source), columns) if _is_file(source) else datasets.find(str(source)).read()[0]
+
+
+def known_labels(source: str | Path) -> "np.ndarray | None":
+    """The known classes of a bundled data set; None of a file."""
+    from ppvae import datasets
+
+    return None if _is_file(source) else datasets.find(str(source)).read()[1]
 
 
 def _is_file(source: str | Path) -> bool:

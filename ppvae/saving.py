@@ -97,7 +97,7 @@ def load(folder: str | Path) -> Fit:
             raise ValueError(f"it was saved in format {about['format']}, this version reads format {FORMAT}")
         tensors = load_file(folder / FILES[1])
         source, config, recipe = about["model"]["source"], _tuples(about["model"]["config"]), about["guide"]
-        summary = Summary(**_tuples(about["trained_on"]))
+        summary = Summary.of(about["trained_on"])
         sketch = summary.sketch().to(getattr(torch, about["dtype"]))
         kept = {name: about[name] for name in ("status", "converged", "seconds", "steps", "seed", "engine")}
         kept["method"] = load_method(about["method"]["name"], **_tuples(about["method"]["config"]))

@@ -7,13 +7,16 @@ import csv
 import os
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from io import StringIO
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import pandas as pd
@@ -25,60 +28,96 @@ from ppvae.places import check_new
 # Older pandas rounds the last digit of numbers in a .csv unless told not to; newer ones need no telling, and warn.
 EXACT_DIGITS = {"float_precision": "round_trip"} if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1) else {}
 
+MISSING = {
+    "",
+    "NA",
+    "N/A",
+    "#N/A",
+    "<NA>",
+    "n/a",
+    "NaN",
+    "nan",
+    "NULL",
+    "null",
+    "None",
+}  # of what pandas takes for a missing entry in a .csv
+
+# Whose the names of a table's columns are: its "own"; "counted", where a frame has pandas' 0, 1, 2, ... alone; or "none" (an array's).
+Names = Literal["own", "counted", "none"]
+
 
 @dataclass(frozen=True)
 class Table:
     """Numbers in rows and columns.
 
-    values: (N, D) float64, C order, NaN where missing.  complete: none is.  columns: D names, all different.
-    index: the row labels that a frame or file gave, or None.  image_shape: (H, W) where the source was N pictures, D = H W.
+    values: (N, D) float64, C order, NaN where missing.  complete: none is.  columns: D names, all different.  names: whose they are.
+    index: the row labels that a frame or file gave, or None.
     """
 
     values: np.ndarray
     complete: bool
     columns: tuple[str, ...]
+    names: Names = "own"
     index: pd.Index | None = None
-    image_shape: tuple[int, int] | None = None
 
 
-def read_table(source, columns: Sequence[str] | None = None) -> Table:
-    """The table in `source`: an array, nested list or tensor of shape (N, D), (N,) or (N, H, W), a pandas or polars frame, or the path of
-    a .csv, .npy or .parquet file.
+def read_table(source, columns: Sequence[str] | None = None, image_shape: tuple[int, int] | None = None) -> Table:
+    """The table in `source`: an array, nested list or tensor of shape (N, D) or (N,), a pandas, polars, Arrow or xarray table, or the path
+    of a .csv, .npy or .parquet file.
 
-    columns: where the source has names, those to take, in this order; where it has none (an array), the names to give.
+    columns: where the source has names, those to take, in this order; where it has none, the names to give.
+    image_shape: (H, W), where rows are pictures: an array may then have three axes, (N, H, W).
 
-    None, NA, null, NaN and empty fields mean missing, and so does a blank line among the rows of a .csv with one column. Booleans count
-    as 0 and 1. A .csv whose first row holds only numbers has no header: its columns are called x0, x1, ...; a first column without a name
-    holds row labels.
+    None, NA, null, NaN and empty fields mean missing, and so does a blank line below the header of a .csv with one column. Booleans count
+    as 0 and 1. A .csv whose first row holds only numbers has no header: its columns are called x0, x1, ..., which a warning says unless
+    `columns` names them; where they are the count 0, 1, 2, ... (from three columns, or beside row labels), they are the names that pandas
+    writes for columns without any, and a warning says that. A first column without a name holds row labels.
 
-    Raises ValueError for a file that is missing, empty or not a table, for columns that are not real numbers, for inf, and for a table
-    without rows or columns, with columns of the same name or without one, or of another number of dimensions.
+    Raises ValueError for a file that is missing, empty or not a table, for rows that are shorter or longer than the first, for columns
+    that are not real numbers, for inf, and for a table without rows or columns, with columns of the same name or without one, or of
+    another number of dimensions.
 
     >>> table = read_table([[1, None], [3, 4.5]], columns=["a", "b"])
     >>> table.columns, table.values.tolist()
     (('a', 'b'), [[1.0, nan], [3.0, 4.5]])
     """
     where = "the table"
+    if isinstance(columns, str):
+        raise ValueError(f"columns are a list of names, such as [{columns!r}]")
+    columns = None if columns is None else [str(column) for column in columns]
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         where, source = path.name, _read_file(path)
-    frame = _as_frame(source)
+        _warn_of_numbers(path, columns)
+    frame = as_frame(source)
     if frame is None:
-        return _from_array(as_array(source, where), columns, where)
+        return _from_array(as_array(source, where), columns, where, image_shape)
     return _from_frame(frame, columns, where)
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """Everything that a .csv, .npy or .parquet file holds, text columns too, with the names that `read_table` gives.
+def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Everything that a .csv, .npy or .parquet file holds, text columns too; columns without names are counted, 0, 1, 2, ...
 
+    columns: those that are asked for by name, or the names that are given (see `read_table`), which spares a warning.
     Raises ValueError for a file that is missing, empty or not a table.
     """
     content = _read_file(path)
-    frame = _as_frame(content)
+    _warn_of_numbers(path, columns)
+    frame = as_frame(content)
     if frame is None:
-        table = _from_array(np.asarray(content), None, path.name)
-        return pd.DataFrame(table.values, columns=list(table.columns))
-    return frame.set_axis(column_names(frame), axis=1)
+        array = np.asarray(content)
+        if array.ndim > 2:
+            raise _many_axes(array.shape, path.name)
+        frame = pd.DataFrame(array)
+    return named(frame, columns)
+
+
+def named(frame: pd.DataFrame, columns: Sequence[str] | None) -> pd.DataFrame:
+    """A frame whose columns were counted alone with these names, if they are names for all of them; else the frame itself."""
+    own = names_of(frame) == "own"
+    if columns is None or own or len(columns) != len(frame.columns) or set(columns) & set(column_names(frame)):
+        return frame
+    return frame.set_axis(list(columns), axis=1)
 
 
 def as_written(frame: pd.DataFrame, path: Path, columns: Sequence[str], *, numbers: bool) -> pd.DataFrame:
@@ -89,20 +128,30 @@ def as_written(frame: pd.DataFrame, path: Path, columns: Sequence[str], *, numbe
     """
     if path.suffix.lower() != ".csv":
         return frame
-    written = _read_csv(path, to_the_letter=True)
-    for place, name in enumerate(frame.columns):
+    written, names = _read_csv(path, to_the_letter=True), column_names(frame)
+    for place, name in enumerate(names):
         if name in columns:
-            column = frame.iloc[:, place]
-            written.isetitem(place, column.array if numbers else written.iloc[:, place].where(column.notna().to_numpy()).array)
-    names = zip(frame.columns, column_names(written), strict=True)
-    return written.set_axis([name if name in columns else own for name, own in names], axis=1)
+            column, text = frame.iloc[:, place], written.iloc[:, place]
+            known = text.where(column.notna().to_numpy())
+            written.isetitem(place, _exact(column, known).array if numbers else known.array)
+    return written.set_axis([name if name in columns else own for name, own in zip(names, column_names(written), strict=True)], axis=1)
+
+
+def _exact(column: pd.Series, text: pd.Series) -> pd.Series:
+    """A column of numbers as it was read, or, where it holds whole numbers that float64 would round, from their text."""
+    if not types.is_float_dtype(column.dtype) or not (column.abs() >= 2**53).any():
+        return column
+    known = text.dropna()
+    whole = known.str.fullmatch(r"\s*[+-]?\d+\s*").all() and known.map(int).between(-(2**63), 2**63 - 1).all()
+    return pd.Series([pd.NA if pd.isna(t) else int(t) for t in text], column.index, dtype="Int64") if whole else column
 
 
 def completed(frame: pd.DataFrame, columns: Sequence[str], values: np.ndarray) -> pd.DataFrame:
     """`frame` with the missing entries of `columns` taken from `values` (N, D); rows, other columns and their dtypes as they were.
 
-    A column of whole numbers or booleans whose missing entries are filled in becomes one of real numbers, of its kind (Int64: Float64);
-    one of text (`as_written`) stays text, with all digits of what is filled in.
+    A column of whole numbers or booleans whose missing entries are filled in becomes one of real numbers, of its kind (Int64: Float64),
+    or stays one of whole numbers, what is filled in rounded to them, where it has some that float64 does not hold (beyond 2^53); one of
+    text (`as_written`) stays text, with all digits of what is filled in.
 
     >>> completed(pd.DataFrame({"a": [1, 2], "b": [0.5, None]}), ["a", "b"], np.array([[1.0, 0.5], [2.0, 0.7]])).to_dict("list")
     {'a': [1, 2], 'b': [0.5, 0.7]}
@@ -111,13 +160,57 @@ def completed(frame: pd.DataFrame, columns: Sequence[str], values: np.ndarray) -
     for name, filled in zip(columns, values.T, strict=True):
         place = names.index(name)
         column = frame.iloc[:, place]
-        missing = column.isna()
+        missing = column.isna().to_numpy()
         if isinstance(column.dtype, pd.StringDtype):
             frame.isetitem(place, column.where(~missing, [repr(value) for value in filled.tolist()]).array)
         elif missing.any():
-            values = np.where(missing, filled, _numbers(column))
-            frame.isetitem(place, pd.Series(values, frame.index, dtype=_float_like(column.dtype)))
+            frame.isetitem(place, _filled(column, missing, filled))
     return frame
+
+
+def _filled(column: pd.Series, missing: np.ndarray, filled: np.ndarray) -> pd.Series:
+    if not rounded_by_float64(column):
+        return pd.Series(np.where(missing, filled, _numbers(column)), column.index, dtype=_float_like(column.dtype))
+    entries, values = column.astype(object).tolist(), filled.tolist()
+    whole = all(isinstance(entry, Integral) for entry in column.dropna())
+    made = [entry if not m else round(v) if whole else Decimal(repr(v)) for entry, m, v in zip(entries, missing, values, strict=True)]
+    limits = np.iinfo(getattr(column.dtype, "numpy_dtype", np.int64))
+    within = not whole or all(limits.min <= entry <= limits.max for entry in made)
+    return pd.Series(made, column.index, dtype=column.dtype if within else object)
+
+
+def rounded_by_float64(column: pd.Series) -> bool:
+    """Whether a column has whole numbers, or decimals, that float64 does not hold."""
+    if types.is_integer_dtype(column.dtype):
+        entries = column.dropna()
+        return bool(((entries > 2**53) | (entries < -(2**53))).any()) and any(int(float(entry)) != entry for entry in entries)
+    return types.is_object_dtype(column.dtype) and any(float(entry) != entry for entry in column.dropna())
+
+
+def completed_like(source: Any, columns: Sequence[str], values: np.ndarray) -> Any:
+    """`completed` for a pandas, polars or Arrow table, in that form; for any other source, `values`."""
+    if isinstance(source, pd.DataFrame):
+        return completed(source, columns, values)
+    polars, arrow = sys.modules.get("polars"), sys.modules.get("pyarrow")
+    if polars and isinstance(source, polars.DataFrame):
+        return source.with_columns(_filled_polars(source[name], filled) for name, filled in zip(columns, values.T, strict=True))
+    if arrow and isinstance(source, arrow.Table):
+        frame = completed(source.to_pandas(types_mapper=pd.ArrowDtype), columns, values)
+        return arrow.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(source.schema.metadata)
+    return values
+
+
+def _filled_polars(column: Any, filled: np.ndarray) -> Any:
+    """A polars column with its missing entries filled in; its dtype as in `completed`."""
+    import polars
+
+    missing = column.is_null() | (column.is_nan() if column.dtype.is_float() else False)
+    if not missing.any():
+        return column
+    exact = column.dtype.is_integer() and rounded_by_float64(pd.Series(column.drop_nulls().to_numpy()))
+    dtype = column.dtype if column.dtype.is_float() or exact else polars.Float64
+    made = polars.Series(column.name, np.rint(filled) if exact else filled).cast(dtype)
+    return column.cast(dtype).zip_with(~missing, made)
 
 
 def _float_like(dtype) -> Any:
@@ -135,7 +228,7 @@ def check_destination(path: Path, frame: pd.DataFrame | None = None) -> None:
         raise ValueError(f"cannot write {path.name}: name a .csv, .npy or .parquet file")
     check_new(path)
     if frame is not None and path.suffix.lower() == ".npy":
-        words = [name for place, name in enumerate(column_names(frame)) if not _is_numeric(frame.iloc[:, place])]
+        words = [name for place, name in enumerate(column_names(frame)) if not is_numeric(frame.iloc[:, place])]
         if words:
             raise ValueError(f"an .npy file holds numbers only, and the table has others in {few(words)}: write a .csv or .parquet file")
 
@@ -168,29 +261,35 @@ def labelled(frame: pd.DataFrame) -> bool:
 
 
 def _from_frame(frame: pd.DataFrame, columns: Sequence[str] | None, where: str) -> Table:
-    names = column_names(frame)
+    frame = named(frame, columns)
+    names, whose = column_names(frame), names_of(frame)
     _check_names(names, where)
     if columns is not None:
         for column in columns:
             if column not in names:
                 raise unknown("column", column, names)
         frame, names = frame.iloc[:, [names.index(c) for c in columns]], list(columns)
+        whose = "own" if names != numbered(len(names)) else whose
         _check_names(names, where)
     if "" in names:
         remedy = "give it one (a comma at the end of each line makes such a column), or name the columns to take (columns=, --columns)"
         raise ValueError(f"{where} has a column without a name: {remedy}")
     _check_size(frame.shape, where)
     values = _all_numbers(frame, names, where, "name the columns to take (columns=, --columns)")
-    return _table(values, names, where, index=frame.index)
+    return _table(values, names, where, whose=whose, index=frame.index)
 
 
 def column_names(source) -> list[str]:
     """The names of a frame's columns; x0, x1, ... where it has none; no names for what is not a frame."""
-    frame = _as_frame(source)
+    frame = as_frame(source)
     if frame is None:
         return []
-    unnamed = frame.columns.equals(pd.RangeIndex(len(frame.columns)))
-    return numbered(len(frame.columns)) if unnamed else [str(name) for name in frame.columns]
+    return numbered(len(frame.columns)) if names_of(frame) == "counted" else [str(name) for name in frame.columns]
+
+
+def names_of(frame: pd.DataFrame) -> Names:
+    """Whose the names of a pandas frame's columns are."""
+    return "counted" if frame.columns.equals(pd.RangeIndex(len(frame.columns))) else "own"
 
 
 def numbered(n: int) -> list[str]:
@@ -198,18 +297,15 @@ def numbered(n: int) -> list[str]:
     return [f"x{i}" for i in range(n)]
 
 
-def _from_array(array: np.ndarray, columns: Sequence[str] | None, where: str) -> Table:
-    if array.ndim not in (1, 2, 3):
-        raise ValueError(
-            f"{where} has shape {array.shape}: give rows x features (N, D), one feature (N,) or grey pictures (N, height, width)"
-        )
-    image_shape = (array.shape[1], array.shape[2]) if array.ndim == 3 else None
+def _from_array(array: np.ndarray, columns: Sequence[str] | None, where: str, image_shape: tuple[int, int] | None = None) -> Table:
+    if array.ndim not in (1, 2) and (array.ndim != 3 or array.shape[1:] != image_shape):
+        raise _many_axes(array.shape, where)
     _check_size(array.shape, where)
     values = array.reshape(len(array), -1)
     if columns is not None:
-        names = [str(c) for c in columns]
-    elif image_shape:
-        names = [f"pixel_{row}_{column}" for row in range(image_shape[0]) for column in range(image_shape[1])]
+        names = list(columns)
+    elif array.ndim == 3:
+        names = [f"pixel_{row}_{column}" for row in range(array.shape[1]) for column in range(array.shape[2])]
     else:
         names = numbered(values.shape[1])
     if len(names) != values.shape[1]:
@@ -217,26 +313,72 @@ def _from_array(array: np.ndarray, columns: Sequence[str] | None, where: str) ->
     _check_names(names, where)
     if values.dtype.kind not in "biuf":
         values = _all_numbers(pd.DataFrame(values), names, where, "leave it out")
-    return _table(values.astype(np.float64, order="C"), names, where, image_shape=image_shape)
+    return _table(values.astype(np.float64, order="C"), names, where, whose="none" if columns is None else "own")
+
+
+def _many_axes(shape: tuple[int, ...], where: str) -> ValueError:
+    pictures = f"; if they are grey pictures, say so: Data(..., image_shape={shape[1:]})" if len(shape) == 3 else ""
+    return ValueError(f"{where} has shape {shape}: give rows x features (N, D), or one feature (N,){pictures}")
 
 
 # --- what a source is ---------------------------------------------------------------------------------------------------------------
 
 
-def _as_frame(source) -> pd.DataFrame | None:
-    """The pandas frame that `source` is or amounts to; None for what is not a frame."""
+def as_frame(source) -> pd.DataFrame | None:
+    """The pandas frame that `source` is or amounts to, columns counted 0, 1, 2, ... where it has no names; None for what is not a frame.
+
+    Raises ValueError for rows with other labels than the first, and for what has names but is no table.
+    """
     if isinstance(source, pd.DataFrame):
         return source
-    if isinstance(source, np.ndarray) and source.dtype.names:
-        return pd.DataFrame(source)
     if isinstance(source, pd.Series):
-        return source.to_frame("x0" if source.name is None else source.name)
+        return pd.DataFrame({0 if source.name is None else source.name: source})
+    if isinstance(source, np.ndarray) and source.dtype.names:
+        return _from_fields(source)
+    if isinstance(source, list | tuple) and len(source) and all(isinstance(row, pd.Series) for row in source):
+        return _from_rows(source)
     polars = sys.modules.get("polars")  # whoever holds a polars frame has imported polars
+    if polars and isinstance(source, list | tuple) and any(isinstance(part, polars.Series) for part in source):
+        raise ValueError("a list of polars series may hold rows or columns: give polars.DataFrame(...) of it")
+    if polars and isinstance(source, polars.LazyFrame):
+        source = source.collect()
     if polars and isinstance(source, polars.Series):
-        source = source.to_frame(source.name or "x0")
+        return pd.DataFrame({source.name or 0: source.to_numpy()})
     if polars and isinstance(source, polars.DataFrame):
         return pd.DataFrame({name: source[name].to_numpy() for name in source.columns})
+    if type(source).__module__.partition(".")[0] == "dask":
+        return as_frame(source.compute())
+    if hasattr(source, "to_pandas") and getattr(source, "ndim", 2) in (1, 2):  # Arrow, xarray and their like
+        return _from_others(source)
     return None
+
+
+def _from_fields(array: np.ndarray) -> pd.DataFrame:
+    """Rows of named fields, (N,), masked or not."""
+    if array.ndim != 1:
+        raise ValueError(f"rows of named fields have shape (N,), not {array.shape}: give them in a row")
+    fields = {name: array[name] for name in array.dtype.names}
+    return pd.DataFrame({name: _unmasked(field) if isinstance(field, np.ma.MaskedArray) else field for name, field in fields.items()})
+
+
+def _from_rows(rows: Sequence[pd.Series]) -> pd.DataFrame:
+    """Rows that have labels of their own, each value where the first row has its label."""
+    labels = rows[0].index
+    if not labels.is_unique or any(len(row) != len(labels) or set(row.index) != set(labels) for row in rows):
+        raise ValueError("the rows of the table do not have the same labels, each once: give all of them the same")
+    values = [row.loc[labels].tolist() for row in rows]
+    named = all(row.name is not None for row in rows)
+    return pd.DataFrame(values, columns=labels, index=[row.name for row in rows] if named else None)
+
+
+def _from_others(source: Any) -> pd.DataFrame:
+    """What knows itself how to become a pandas table."""
+    found = source.to_pandas()
+    if isinstance(found, pd.Series):
+        return as_frame(found)
+    if not isinstance(found, pd.DataFrame):
+        raise ValueError(f"a {type(source).__name__} of this shape is no table: give a frame, or its values as an array")
+    return found
 
 
 def as_array(source, where: str) -> np.ndarray:
@@ -244,9 +386,12 @@ def as_array(source, where: str) -> np.ndarray:
     if hasattr(source, "detach"):  # a torch tensor
         source = source.detach().cpu().to_dense()
         source = source.double() if source.is_floating_point() else source  # numpy has no bfloat16
-    if isinstance(source, np.ma.MaskedArray):
-        return np.ma.filled(source.astype(np.float64), np.nan)
+    if type(source).__module__.partition(".")[0] == "dask":
+        source = source.compute()
     try:
+        source = _masked(source)
+        if isinstance(source, np.ma.MaskedArray):
+            return _unmasked(source)
         array = np.asarray(source)
         if array.dtype.kind in "SU" and not isinstance(source, np.ndarray):  # numbers beside a text are still numbers
             array = np.asarray(source, dtype=object)
@@ -255,6 +400,21 @@ def as_array(source, where: str) -> np.ndarray:
     if array.ndim == 0:
         raise ValueError(f"cannot read a {type(source).__name__} as a table: give an array, a frame or the path of a file")
     return array
+
+
+def _masked(source: Any) -> Any:
+    """Nested lists that hold masked arrays as one of these; anything else as it is."""
+    if not isinstance(source, list | tuple):
+        return source
+    parts = [_masked(part) if isinstance(part, list | tuple) else part for part in source]
+    return np.ma.stack([np.ma.asarray(part) for part in parts]) if any(isinstance(part, np.ma.MaskedArray) for part in parts) else source
+
+
+def _unmasked(array: np.ma.MaskedArray) -> np.ndarray:
+    """Its entries, NaN (None among words) where they are masked."""
+    if array.dtype.kind in "biuf":
+        return np.ma.filled(array.astype(np.float64), np.nan)
+    return np.where(np.ma.getmaskarray(array), None, array.data.astype(object))
 
 
 def _read_file(path: Path) -> pd.DataFrame | np.ndarray:
@@ -292,13 +452,15 @@ def _read_csv(path: Path, *, to_the_letter: bool = False) -> pd.DataFrame:
         raise ValueError(
             f"its first rows have {len(first)} and {len(second)} fields: give each row as many, a text that holds a comma in quotes"
         )
-    header = _is_header(first)
+    header = not _holds_numbers(first) or _counted(first)
     if header:
         _check_names(first, "its header")
     content: Path | StringIO = path
     layout: dict[str, Any] = {"header": 0 if header else None, "index_col": 0 if header and first[0] == "" else None}
-    if len(first) == 1:  # a blank line is a missing entry, unless it stands before a header or after all rows
-        text = _text(path).rstrip("\r\n")
+    if len(first) == 1:  # a blank line is a missing entry, unless it stands before a header
+        text = _text(path)
+        if not text.strip("\r\n"):
+            raise ValueError("it holds blank lines alone")
         content = StringIO(text.lstrip("\r\n") if header else text)
         layout |= {"skip_blank_lines": False} | ({} if header else {"names": range(1)})
     # Spaces before a quote do not belong to the text that it begins.
@@ -306,15 +468,39 @@ def _read_csv(path: Path, *, to_the_letter: bool = False) -> pd.DataFrame:
     # One dtype a column, not one a chunk.
     layout |= {"dtype": str, "keep_default_na": False} if to_the_letter else {"low_memory": False, **EXACT_DIGITS}
     frame = pd.read_csv(content, **layout, skipinitialspace=spaced)
+    if len(first) > 1 and frame.iloc[:, -1].isna().any():  # what short rows leave
+        _check_lengths(path, len(first))
     if not header:
         return frame
     names = _first_rows(path, skipinitialspace=spaced)[0]  # pandas gives names of its own to columns without
     return frame.set_axis(names[len(names) - frame.shape[1] :], axis=1)
 
 
-def headless(path: Path) -> bool:
-    """Whether the first row of this .csv file holds only numbers, and so is read as data; False for other files."""
-    return path.suffix.lower() == ".csv" and not _is_header(_first_rows(path, skipinitialspace=True)[0])
+def _check_lengths(path: Path, fields: int) -> None:
+    """Raise ValueError for a row with fewer fields than the first."""
+    with _opened(path) as file:
+        rows = csv.reader(file, skipinitialspace=True)
+        for row in rows:
+            if len(row) < fields and "".join(row):  # neither blank nor whole
+                raise ValueError(
+                    f"line {rows.line_num} has {len(row)} fields and the first row {fields}: give each row as many, "
+                    "with nothing between the commas where an entry is missing"
+                )
+
+
+def _warn_of_numbers(path: Path, columns: Sequence[str] | None) -> None:
+    """Say how the first row of a .csv is read where it holds only numbers, since it may be data or names; not where `columns` are given to
+    columns that have none."""
+    if path.suffix.lower() != ".csv":
+        return
+    first, _ = _first_rows(path, skipinitialspace=True)
+    if _counted(first):
+        said = (
+            f"{path}: its first row holds only the numbers 0, 1, 2, ... and is read as the names that pandas gives to columns without any"
+        )
+        warnings.warn(f"{said}: write names there, or above it if it is data", stacklevel=4)
+    elif _holds_numbers(first) and (columns is None or set(columns) & set(numbered(len(first)))):
+        warnings.warn(f"{path}: its first row holds only numbers and is read as data: name its columns (columns=, --columns)", stacklevel=4)
 
 
 def _text(path: Path) -> str:
@@ -333,11 +519,16 @@ def _first_rows(path: Path, *, skipinitialspace: bool) -> tuple[list[str], list[
         return next(rows, [""]), next(rows, [])
 
 
-def _is_header(first: list[str]) -> bool:
-    """Whether the first row of a .csv holds names: any word, or the plain count 0, 1, 2, ... that pandas writes for an unnamed frame."""
+def _holds_numbers(first: list[str]) -> bool:
+    """Whether the first row of a .csv holds only numbers and missing entries, and so no names."""
+    known = [field for field in first if field not in MISSING]
+    return all(map(_is_number, known)) and (bool(known) or not any(first))
+
+
+def _counted(first: list[str]) -> bool:
+    """Whether the first row of a .csv is the plain count 0, 1, 2, ... that pandas writes for an unnamed frame, maybe above row labels."""
     counted = [str(i) for i in range(len(first))]
-    pandas_own = (first[0] == "" and first[1:] == counted[:-1]) or (len(first) > 2 and first == counted)
-    return pandas_own or not all(_is_number(field) for field in first)
+    return (len(first) > 1 and first[0] == "" and first[1:] == counted[:-1]) or (len(first) > 2 and first == counted)
 
 
 def _is_number(field: str) -> bool:
@@ -360,9 +551,17 @@ def _read_npy(path: Path) -> np.ndarray:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path)
+        from pyarrow import parquet
+        from pyarrow import types as arrow
     except ImportError as error:
         raise ValueError("pandas needs pyarrow for it: pip install pyarrow") from error
+    frame, schema = pd.read_parquet(path), parquet.read_schema(path)
+    whole = [name for name in schema.names if arrow.is_integer(schema.field(name).type) and name in frame.columns]
+    # Whole numbers with holes come as float64: 7 as 7.0, and those beyond 2^53 rounded.
+    for name in (name for name in whole if types.is_float_dtype(frame[name].dtype)):
+        exact = parquet.read_table(path, columns=[name])[name].to_pandas(types_mapper=pd.ArrowDtype)
+        frame[name] = exact.astype("UInt64" if arrow.is_unsigned_integer(schema.field(name).type) else "Int64").array
+    return frame
 
 
 # --- what a table must be -----------------------------------------------------------------------------------------------------------
@@ -395,7 +594,7 @@ def _all_numbers(frame: pd.DataFrame, names: Sequence[str], where: str, choice: 
 
 def _check_numeric(frame: pd.DataFrame, names: Sequence[str], where: str, choice: str) -> None:
     """Refuse columns of text, dates, categories, complex numbers or mixed objects, by name and with an example."""
-    bad = [i for i in range(len(names)) if not _is_numeric(frame.iloc[:, i])]
+    bad = [i for i in range(len(names)) if not is_numeric(frame.iloc[:, i])]
     if bad:
         values = [value for i in bad for value in frame.iloc[:, i].dropna()]
         words = (value for value in values if not _is_number(str(value)))
@@ -412,7 +611,8 @@ def _check_numeric(frame: pd.DataFrame, names: Sequence[str], where: str, choice
         )
 
 
-def _is_numeric(column: pd.Series) -> bool:
+def is_numeric(column: pd.Series) -> bool:
+    """Whether a column holds real numbers or booleans, and missing entries, alone."""
     if types.is_object_dtype(column.dtype):  # Python's own objects: numbers and None, or text
         kind = types.infer_dtype(column, skipna=True)
         return kind in {"integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty"}
@@ -426,7 +626,7 @@ def _numbers(column: pd.Series) -> np.ndarray:
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _table(values: np.ndarray, names: Sequence[str], where: str, **more: Any) -> Table:
+def _table(values: np.ndarray, names: Sequence[str], where: str, whose: Names, index: pd.Index | None = None) -> Table:
     """The table of these values. Raises ValueError where one of them is inf."""
     with np.errstate(over="ignore", invalid="ignore"):
         finite = bool(np.isfinite(values.sum()))  # nothing that is not finite is lost in a sum
@@ -436,4 +636,4 @@ def _table(values: np.ndarray, names: Sequence[str], where: str, **more: Any) ->
         raise ValueError(
             f"{where} holds inf in {inf} (first in row {rows[0]}, counting from 0): correct it, or write NaN for a missing value"
         )
-    return Table(np.ascontiguousarray(values), finite or not np.isnan(values).any(), tuple(names), **more)
+    return Table(np.ascontiguousarray(values), finite or not np.isnan(values).any(), tuple(names), whose, index)

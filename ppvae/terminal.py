@@ -82,14 +82,14 @@ def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 def spell(value: object) -> str:
     """A value as a table shows it: four decimals, two significant digits where it is smaller than that, "-" where there is none.
 
-    >>> spell(-4.155382), spell(0.0000312), spell(-2e-13), spell(float("nan")), spell(51)
-    ('-4.1554', '3.1e-05', '0.0000', '-', '51')
+    >>> spell(-4.155382), spell(0.0000312), spell(-2e-13), spell(0.0), spell(float("nan")), spell(51)
+    ('-4.1554', '3.1e-05', '-2.0e-13', '0.0000', '-', '51')
     """
     if not isinstance(value, float):
         return "-" if value is None or value is pd.NA else str(value)
     if math.isnan(value):
         return "-"
-    return f"{value:.1e}" if 1e-9 < abs(value) < 1e-3 else f"{value:.4f}".replace("-0.0000", "0.0000")
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}".replace("-0.0000", "0.0000")
 
 
 @contextmanager

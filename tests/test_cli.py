@@ -243,7 +243,7 @@ def test_what_is_read_by_position_is_said(run, air, tmp_path):
     (tmp_path / "nameless.csv").write_text("41,190,7.4,67\n,100,8.5,70\n")
     for words in (f"impute {air} nameless.csv", f"check {air} nameless.csv --draws 20", "fit gaussian nameless.csv --out q"):
         said = run(words).err.splitlines()
-        assert said[0] == "note: nameless.csv: its first row holds only numbers and is read as data"
+        assert said[0].startswith("note: nameless.csv: its first row holds only numbers and is read as data: name its columns")
         if words[0] != "f":
             assert "nameless.csv: x0, x1, x2 and x3 are read as Ozone, Solar.R, Wind and Temp by their position" in said[1]
     np.save("two.npy", np.eye(2))
@@ -254,9 +254,81 @@ def test_a_conditional_model_gets_its_context(run):
     fit = "fit cvae iris --set likelihood=gaussian --set hidden=4 --method svi:steps=5:compile=false"
     assert run(f"{fit} --context labels --out q").code == 0
     assert run("sample q -n 3 --context 0,1,0").out.count("\n") == 4
-    assert "--context takes numbers" in run("sample q --context virginica").err
-    assert "context of 3 columns" in run("check q iris").err
+    right = run("sample q -n 3 --context 0,0,1").out
+    assert run("sample q -n 3 --context virginica").out == run("sample q -n 3 --context labels=virginica").out == right
+    assert (
+        "holds virginia in labels, which the fit never saw: it knows setosa, versicolor and virginica"
+        in run("sample q --context virginia").err
+    )
+    assert "context of 3 columns (of labels)" in run("check q iris").err
+    assert run("check q iris --context labels --draws 20").code == run("impute q iris --context labels").code == 0
     assert "unknown context column 'label': did you mean 'labels'" in run(f"{fit} --context label --out r").err
+
+
+def test_a_context_is_found_by_its_names(run):
+    """Where a table has the columns of the fit's context, they are it, in whatever order; words that the fit never saw are refused."""
+    iris = ppvae.load_data("iris")
+    table = iris.frame().set_axis(list("abcd"), axis=1).assign(d=lambda t: t.d.where(t.index > 0), kind=iris.labels)
+    table.to_csv("t.csv", index=False)
+    table.iloc[:, ::-1].to_csv("turned.csv", index=False)
+    table.assign(kind=table.kind.replace("setosa", "rose")).to_csv("new.csv", index=False)
+    fit = (
+        "fit cvae t.csv --set likelihood=gaussian --set hidden=4 --method svi:steps=5:compile=false --columns a,b --context d,kind --out q"
+    )
+    assert "context must be known for every row, and d holds NaN" in run(fit).err
+    assert run(fit.replace("d,kind", "c,kind")).code == 0
+    asked = run("check q t.csv --columns a,b --context kind,c --draws 20 --json")
+    assert asked.code == 0
+    for words in ("check q t.csv --columns a,b", "check q turned.csv --columns b,a"):
+        found, right = (json.loads(text)["table"] for text in (run(f"{words} --draws 20 --json").out, asked.out))
+        for row, same in zip(found, right, strict=True):
+            assert row["replicated_mean"] == pytest.approx(same["replicated_mean"], rel=1e-4)
+    assert "the context holds rose in kind, which the fit never saw" in run("check q new.csv --columns a,b").err
+    table.assign(a=table.a.where(table.index > 1)).to_csv("holes.csv", index=False)
+    filled = pd.read_csv(StringIO(run("impute q holes.csv").out))
+    assert (filled.isna().sum().to_dict(), list(filled.columns)) == ({**dict.fromkeys("abc", 0), "d": 1, "kind": 0}, list(table.columns))
+    assert run("impute q holes.csv --context kind,c").out == run("impute q holes.csv").out
+    assert run("sample q -n 2 --context c=1.5,kind=setosa").out == run("sample q -n 2 --context 1.5,setosa").out
+
+
+def test_a_rescaled_fit_speaks_in_the_units_of_the_table(run):
+    """What is written is in the table's own units, and other rows are mapped as the fit's were."""
+    assert run("fit gaussian faithful --rescale --out q").code == run("fit gaussian faithful --out plain").code == 0
+    faithful = ppvae.load_data("faithful").frame()
+    holes = faithful.head(20).assign(waiting=lambda t: t.waiting.where(t.index % 3 > 0))
+    holes.to_csv("holes.csv", index=False)
+    mapped, plain = (run(f"impute {fit} holes.csv") for fit in ("q", "plain"))
+    assert mapped.err == ""
+    pd.testing.assert_frame_equal(*(pd.read_csv(StringIO(ran.out)) for ran in (mapped, plain)), rtol=1e-6)
+    drawn = run("impute q holes.csv --draws 2 --out drawn.npy")
+    assert (drawn.code, np.load("drawn.npy")[:, 2].min() > 30) == (0, True)
+    mapped, plain = (pd.read_csv(StringIO(run(f"sample {fit} -n 50").out)) for fit in ("q", "plain"))
+    np.testing.assert_allclose(mapped, plain, rtol=1e-4)
+    for words, said in (("check q holes.csv", "note: holes: its entries are mapped"), ("check q holes.csv --rescale", "")):
+        ran = run(f"{words} --draws 20 --json")
+        assert ran.err[: len(said)] == said
+        assert bool(ran.err) == bool(said)
+        assert json.loads(ran.out)["table"][0]["observed"] == pytest.approx((holes.eruptions.mean() - 1.6) / (96 - 1.6))
+    assert "the values of the fit were not mapped by --rescale" in run("check plain holes.csv --rescale").err
+
+
+def test_small_numbers_are_not_none(run):
+    """A capacitance in farads has a mean; what is left of equal scores has not."""
+    farad = 4e-10 + 1e-10 * np.random.default_rng(0).normal(size=30)
+    pd.DataFrame({"farad": farad}).to_csv("t.csv", index=False)
+    assert run("fit gaussian t.csv --out q").code == 0
+    (line,) = [line.split() for line in run("check q t.csv --draws 20").out.splitlines() if "same" in line and "mean" in line]
+    assert line[3] == f"{farad.mean():.1e}"
+    assert "e-1" not in run("compare ppca iris --methods closed_form,em").out
+
+
+def test_pictures_are_said_to_be(run):
+    np.save("pictures.npy", ppvae.load_data("digits").numpy()[:40].reshape(-1, 8, 8))
+    words = "fit ppca pictures.npy --set n_latents=1 --out q"
+    assert "say so: Data(..., image_shape=(8, 8))" in run(words).err
+    assert "--image-shape takes a height and a width, such as 28,28, not '8x8'" in run(f"{words} --image-shape 8x8").err
+    assert run(f"{words} --image-shape 8,8").code == 0
+    assert run("check q pictures.npy --draws 20").code == 0
 
 
 def test_the_lists(run):

@@ -48,7 +48,7 @@ def test_the_code_is_left_with_what_the_class_does_not_say(fit):
 def test_digits_of_a_chosen_class():
     digits = ppvae.load_data("digits", rescale=True)
     images = digits.numpy().reshape(-1, 8, 8)
-    data = ppvae.Data(images, context=pd.get_dummies(digits.labels))
+    data = ppvae.Data(images, context=pd.get_dummies(digits.labels), image_shape=(8, 8))
     fit = ppvae.fit(CVAE(2, (16, 8), network="convolutional"), data, ppvae.SVI(steps=250, learning_rate=0.01))
     means = np.stack([digits.numpy()[digits.labels == d].mean(0) for d in np.unique(digits.labels)])
     drawn = fit.decode(np.random.default_rng(0).normal(size=(100, 2)), np.repeat(np.eye(10), 10, 0))
@@ -91,7 +91,7 @@ def test_contexts_that_do_not_fit(fit, context, said):
 def test_data_without_the_context(fit):
     with pytest.raises(ValueError, match=r"cvae: the data have no context"):
         ppvae.fit(CVAE(), IRIS)
-    with pytest.raises(ValueError, match="a context of 3 columns, the data have none"):
+    with pytest.raises(ValueError, match=r"a context of 3 columns \(of setosa, versicolor and virginica\), the data have none"):
         fit.transform(IRIS)
     with pytest.raises(ValueError, match="the data have one of 2"):
         fit.elbo(ppvae.Data(IRIS.numpy(), context=np.zeros((150, 2))))

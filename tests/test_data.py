@@ -1,15 +1,18 @@
 """Data sets by name, and a table as a model sees it."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 
 import ppvae
 from ppvae import datasets
 from ppvae.data import Data
+from ppvae.origin import Covariate
 
 
 @pytest.mark.parametrize("name", datasets.DATASETS)
@@ -255,3 +258,200 @@ def test_condensed_rows_do_not_depend_on_the_strips(monkeypatch):
     np.testing.assert_allclose(mean, x.mean(0), rtol=1e-14)
     length = whole.square().sum(0).sqrt()
     assert ((root.mT @ root - whole.mT @ whole).abs() <= 100 * 2.0**-52 * length.outer(length)).all()
+
+
+class TestRescaled:
+    """A fit to data on [0, 1] maps what comes later by its own two entries."""
+
+    @pytest.fixture(scope="class")
+    def whole(self):
+        return ppvae.load_data("faithful", rescale=True)
+
+    @pytest.fixture(scope="class")
+    def fit(self, whole):
+        return ppvae.fit(ppvae.models.Gaussian(), whole)
+
+    def test_other_rows_are_mapped_by_the_same_entries(self, whole, fit):
+        first, right = whole.frame().iloc[:1] * (96 - 1.6) + 1.6, fit.log_likelihood(whole)[:1]
+        with pytest.warns(UserWarning, match="mapped onto .0, 1. as those of the fit were, 1.6 to 0 and 96 to 1"):
+            assert float(fit.log_likelihood(first)[0]) == pytest.approx(float(right[0]), abs=1e-9)
+        for rows in (Data(first).rescaled(), Data(first).rescaled((0.0, 100.0)), Data(first).rescaled((1.6, 96.0)), whole.take([0])):
+            assert float(fit.log_likelihood(rows)[0]) == pytest.approx(float(right[0]), abs=1e-9)
+        assert float(fit.log_likelihood(whole.with_rows(whole.numpy()[:1]))[0]) == right[0]
+        again = whole.rescaled()
+        np.testing.assert_allclose(again.x, whole.x, atol=1e-15)
+        np.testing.assert_allclose(fit.trained_on.restored(np.array(fit.trained_on.mean)), [3.4877830882, 70.8970588235], rtol=1e-10)
+
+    def test_imputed_entries_are_in_the_units_of_the_table(self, whole, fit):
+        holes = ppvae.load_data("faithful").frame().iloc[:20].copy()
+        holes.iloc[::3, 1] = np.nan
+        seen = holes.notna().to_numpy()
+        plain = ppvae.fit(ppvae.models.Gaussian(), ppvae.load_data("faithful")).impute(holes)
+        with pytest.warns(UserWarning, match="mapped onto"):
+            np.testing.assert_allclose(fit.impute(holes), plain, rtol=1e-6)
+        with pytest.warns(UserWarning, match="mapped onto"):
+            drawn = fit.impute(holes, draws=3, seed=1)
+        assert (drawn[:, seen] == holes.to_numpy()[seen]).all()
+        assert np.abs(drawn[:, ~seen] - plain.to_numpy()[~seen]).max() < 40  # six of its standard deviations given the other, 5.9
+        mapped = fit.impute(Data(holes).rescaled((1.6, 96.0)))
+        np.testing.assert_allclose(mapped * (96 - 1.6) + 1.6, plain, rtol=1e-6)
+
+    def test_where_the_fit_was_not_rescaled_it_is_refused(self, whole, tmp_path):
+        plain = ppvae.fit(ppvae.models.Gaussian(), ppvae.load_data("faithful"))
+        for fit in (plain, ppvae.load(plain.save(tmp_path / "fit"))):
+            with pytest.raises(ValueError, match=r"mapped onto \[0, 1\] and those of the fit were not: give them as they came"):
+                fit.log_likelihood(whole)
+
+    def test_a_saved_fit_keeps_how_its_data_were_made(self, whole, fit, tmp_path):
+        again = ppvae.load(fit.save(tmp_path / "fit"))
+        assert again.trained_on == fit.trained_on
+        assert again.trained_on.origin.range == (1.6, 96.0)
+        about = (tmp_path / "fit" / "fit.json").read_text()
+        before = json.loads(about)
+        del before["trained_on"]["origin"]  # as fits were saved before
+        (tmp_path / "fit" / "fit.json").write_text(json.dumps(before))
+        old = ppvae.load(tmp_path / "fit")
+        np.testing.assert_array_equal(old.log_likelihood(whole), fit.log_likelihood(whole))
+
+
+class TestNames:
+    """Names that a user gave, whatever they are, and those that nobody gave."""
+
+    X = np.random.default_rng(0).normal(size=(40, 2)) * [3.0, 1.0] + [10.0, 0.0]
+
+    @pytest.mark.parametrize("names", [["x1", "x0"], ["1", "0"], [1, 0], [2020, 2019]])
+    def test_an_array_is_read_by_position(self, names):
+        frame = pd.DataFrame(self.X, columns=names)
+        fit = ppvae.fit(ppvae.models.Gaussian(), frame)
+        right = fit.log_likelihood(frame)
+        np.testing.assert_array_equal(fit.log_likelihood(self.X), right)
+        if names != [1, 0]:  # turned, these would be pandas' own count
+            np.testing.assert_array_equal(fit.log_likelihood(frame[frame.columns[::-1]]), right)
+        holes = self.X.copy()
+        holes[0, 0] = np.nan
+        np.testing.assert_array_equal(fit.impute(holes), fit.impute(pd.DataFrame(holes, columns=names)))
+
+    def test_names_that_may_be_places_are_refused(self):
+        turned = pd.DataFrame(self.X, columns=["x1", "x0"])
+        unnamed = ppvae.fit(ppvae.models.Gaussian(), self.X)
+        for frame in (turned, turned.set_axis([1, 0], axis=1)):
+            with pytest.raises(ValueError, match="may be names or places"):
+                unnamed.log_likelihood(frame)
+        with pytest.raises(ValueError, match="1 and 0 may be names or places"):
+            ppvae.fit(ppvae.models.Gaussian(), turned.set_axis([1, 0], axis=1)).log_likelihood(pd.DataFrame(self.X))
+        with pytest.raises(ValueError, match="have x1 and x0 besides"):
+            ppvae.fit(ppvae.models.Gaussian(), pd.DataFrame(self.X, columns=["a", "b"])).log_likelihood(turned)
+
+    def test_pandas_own_labels_are_labels(self):
+        frame = pd.DataFrame(self.X)
+        fit = ppvae.fit(ppvae.models.Gaussian(), frame)
+        turned = frame[[1, 0]]
+        np.testing.assert_array_equal(fit.log_likelihood(turned), fit.log_likelihood(frame))
+        turned.iloc[0, 1] = np.nan
+        filled = fit.impute(turned)
+        assert filled.iloc[0, 1] == fit.impute(turned[[0, 1]]).iloc[0, 0]
+        assert (filled.iloc[1:] == turned.iloc[1:]).all(axis=None)
+
+
+class TestContext:
+    """A context is found by its names, and words by the fit's."""
+
+    @pytest.fixture(scope="class")
+    def table(self):
+        random = np.random.default_rng(0)
+        kind, age = random.choice(list("abc"), 90), random.normal(40, 10, 90)
+        u = 5.0 * (kind == "b") + 0.1 * age + random.normal(size=90)
+        return pd.DataFrame({"u": u, "v": -u + random.normal(size=90), "age": age, "kind": kind})
+
+    @pytest.fixture(scope="class")
+    def data(self, table):
+        return Data(table[["u", "v"]], context=table[["age", "kind"]])
+
+    @pytest.fixture(scope="class")
+    def fit(self, data):
+        return ppvae.fit(ppvae.models.CVAE(1, (4,), "gaussian"), data, ppvae.SVI(steps=5, compile=False))
+
+    def test_words_are_columns_of_their_own(self, table, data):
+        assert data.context.shape == (90, 4)
+        assert data.context[:, 1:].argmax(1).tolist() == ["abc".index(k) for k in table.kind]
+        assert data.origin.context == (Covariate("age"), Covariate("kind", ("a", "b", "c")))
+
+    def test_other_orders_and_forms_give_the_same(self, table, data, fit, tmp_path):
+        x, right = table[["u", "v"]], np.asarray(fit.transform(data))
+        dummies = pd.get_dummies(table.kind, dtype=float)
+        table.to_csv(tmp_path / "t.csv", index=False)
+        turned = table.assign(kind=table.kind.astype(pd.CategoricalDtype(["c", "d", "b", "a"])))
+        for given in (
+            Data(x, context=table[["kind", "age"]]),
+            Data(x, context=turned[["age", "kind"]]),
+            Data(x, context=dummies[["c", "a", "b"]].assign(age=table.age)),
+            Data(x, context=pd.get_dummies(table[["kind", "age"]], dtype=float)),
+            Data(x, context=pl.from_pandas(table[["kind", "age"]])),
+            Data(x, context=data.context),
+            ppvae.load_data(tmp_path / "t.csv", context=["kind", "age"]),
+            table,
+            table[["kind", "v", "age", "u"]],
+            tmp_path / "t.csv",
+        ):
+            np.testing.assert_allclose(fit.transform(given), right, rtol=1e-5)
+        some = table[table.kind == "b"]  # words that are not there, are there in the fit
+        np.testing.assert_allclose(fit.transform(some), right[table.kind == "b"], rtol=1e-5)
+        holes = table.assign(u=table.u.where(table.index > 0), note="n")
+        filled = fit.impute(holes)
+        assert list(filled.columns) == list(holes.columns)
+        assert filled.u[0] == pytest.approx(float(fit.impute(Data(holes[["u", "v"]], context=data.context))[0, 0]), rel=1e-5)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda t: t.assign(kind=t.kind.replace("c", "d")), "holds d in kind, which the fit never saw: it knows a, b and c"),
+            (lambda t: t.assign(age=t.kind), "holds words in age .a, b and c., where the fit knows numbers"),
+            (lambda t: t.rename(columns={"age": "Age"}), "the data are without age and have Age besides"),
+            (lambda t: t.drop(columns="age"), "are without age: "),
+            (lambda t: t.assign(more=1.0), "have more besides"),
+            (lambda t: t.assign(kind=1.0), "holds 1 in kind, which the fit never saw"),
+            (lambda t: t.assign(age=pd.Timestamp("2020-01-01")), "neither numbers nor words in age .such as '2020-01-01"),
+            (lambda t: t.assign(age=pd.Timedelta(1, "D")), "neither numbers nor words in age"),
+            (lambda t: t.assign(age=np.datetime64("2020-01-01")).to_numpy()[:, :1].astype("M8[s]"), "context must be numbers"),
+            (lambda t: t.assign(kind=t.kind.where(t.kind == "a")), "known for every row, and kind has missing entries"),
+            (lambda t: t.set_index(t.index[::-1]), "the context and x have different row labels"),
+        ],
+    )
+    def test_another_context_is_refused(self, table, fit, change, said):
+        with pytest.raises(ValueError, match=said):
+            fit.transform(Data(table[["u", "v"]], context=change(table[["age", "kind"]])))
+
+    def test_labels_in_another_order_are_refused(self, table):
+        with pytest.raises(ValueError, match="the labels and x have different row labels"):
+            Data(table[["u", "v"]], labels=table.kind[::-1])
+
+    def test_numbers_for_words_that_are_numbers(self):
+        frame = pd.DataFrame({"u": [1.0, 2.0, 3.0, 4.0], "code": ["1", "2", "1", "x"]})
+        known = Data(frame[["u"]], context=frame[["code"]]).summary()
+        read = known.read(Data(frame[["u"]].iloc[:3], context=pd.DataFrame({"code": [1, 2, 1]})))
+        assert read.context.tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
+
+    def test_samples_for_a_context_by_name(self, fit, table):
+        right = fit.sample(3, context=[30.0, 0, 1, 0])
+        row = table[["kind", "age"]].iloc[0].copy()
+        row[["kind", "age"]] = "b", 30.0
+        for given in (
+            {"age": 30.0, "kind": "b"},
+            {"kind": ["b"] * 3, "age": 30.0},
+            row,
+            pd.DataFrame([{"kind": "b", "age": 30.0}]),
+            [30.0, "b"],
+            [[30.0, "b"]] * 3,
+            pd.Series([1.0, 0.0, 30.0, 0.0], ["b", "c", "age", "a"]),
+        ):
+            np.testing.assert_array_equal(fit.sample(3, context=given), right)
+        for given, said in (
+            ({"age": 30.0, "kind": "d"}, "holds d in kind, which the fit never saw"),
+            ({"kind": "b"}, "are without age"),
+            ([30.0, "d"], "holds d in kind"),
+            (["b"], "a context of 2 entries a row, age and kind"),
+            ({"age": [1.0, 2.0], "kind": ["a"] * 3}, "differ in length"),
+            ({"age": "old", "kind": "a"}, "holds words in age"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                fit.sample(3, context=given)

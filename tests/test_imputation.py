@@ -351,6 +351,45 @@ class TestForms:
         assert isinstance(whole, pl.DataFrame)
         assert whole.schema == frame.cast({"Solar.R": pl.Float64}).schema
 
+    @pytest.mark.filterwarnings("ignore:.* is imputed")  # five steps are no fit
+    @pytest.mark.parametrize("model", [PPCA(1), ppvae.models.VAE(1, (4,), "gaussian")], ids=lambda model: model.name)
+    def test_a_fit_in_float32_leaves_what_is_observed_as_it_was(self, model):
+        """To the last bit, in every form; 123456789.1 is 123456792 in float32."""
+        random = np.random.default_rng(0)
+        z = random.normal(size=60)
+        x = np.column_stack([5e7 + 2e7 * z, 1.1 + z + 0.1 * random.normal(size=60)])
+        x[0, 0] = 123456789.1
+        x[::7, 1] = np.nan
+        seen, names = ~np.isnan(x), ["a", "b"]
+        fit = ppvae.fit(
+            model, pd.DataFrame(x, columns=names), *([ppvae.SVI(steps=5, compile=False)] * (model.name == "vae")), dtype="float32"
+        )
+        frame = pd.DataFrame(x, columns=names)
+        arrow = pytest.importorskip("pyarrow").Table.from_pandas(frame)
+        for filled in (
+            fit.impute(x),
+            fit.impute(ppvae.Data(x, columns=names)),
+            fit.impute(frame).to_numpy(),
+            fit.impute(pl.from_pandas(frame)).to_numpy(),
+            fit.impute(arrow).to_pandas().to_numpy(),
+            fit.impute(x, draws=2)[1],
+            fit.impute(frame[["b", "a"]], draws=2)[1][:, ::-1],
+        ):
+            assert (filled[seen] == x[seen]).all()
+            assert np.isfinite(filled).all()
+
+    def test_whole_numbers_beyond_float64(self):
+        """A frame keeps them; where they are to be float64, a warning says what becomes of them."""
+        large = [2**53 + 1 + 2 * i for i in range(40)]
+        holed = pd.DataFrame({"a": pd.array([None, *large[1:]], "Int64"), "b": np.random.default_rng(0).normal(size=40)})
+        fit = ppvae.fit(Gaussian(), holed.assign(a=np.arange(40.0)))
+        for whole in (fit.impute(holed).a, fit.impute(pl.from_pandas(holed))["a"].to_pandas()):
+            assert [int(value) for value in whole][1:] == large[1:]
+        with pytest.warns(UserWarning, match="what is observed in a is rounded to float64"):
+            fit.impute(holed, draws=2)
+        with pytest.warns(UserWarning, match="what is observed in x0 is rounded to float64"):
+            fit.impute(np.array([[2**53 + 1, 1]]))
+
     def test_frames_without_names(self):
         frame = pd.DataFrame(ppvae.load_data("airquality").numpy())
         whole = ppvae.fit(PPCA(1), frame, ppvae.EM(max_steps=20)).impute(frame)

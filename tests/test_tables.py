@@ -1,5 +1,6 @@
 """Whatever holds a table becomes the same numbers, and whatever is no table is refused by name."""
 
+import re
 from decimal import Decimal
 
 import numpy as np
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from ppvae.tables import as_written, completed, headless, read_frame, read_table, write_table
+from ppvae.tables import as_written, completed, read_frame, read_table, write_table
 
 nan = float("nan")
 
@@ -42,8 +43,7 @@ def test_vectors_become_one_feature_and_pictures_rows():
     assert read_table(np.arange(3)).values.shape == (3, 1)
     assert read_table(pd.Series([1, 2], name="wait")).columns == ("wait",)
     assert read_table(pl.Series([1, 2])).columns == ("x0",)
-    pictures = read_table(np.arange(12).reshape(2, 3, 2))
-    assert pictures.image_shape == (3, 2)
+    pictures = read_table(np.arange(12).reshape(2, 3, 2), image_shape=(3, 2))
     assert pictures.columns[:3] == ("pixel_0_0", "pixel_0_1", "pixel_1_0")
     np.testing.assert_array_equal(pictures.values[1], np.arange(6, 12))
 
@@ -84,6 +84,10 @@ def test_columns_name_an_array_and_choose_from_a_frame():
         (np.zeros((0, 2)), "no rows: give at least one"),
         (np.zeros((2, 0)), "no columns: give at least one"),
         (np.zeros((2, 2, 2, 2)), r"shape \(2, 2, 2, 2\)"),
+        (np.zeros((6, 5, 3)), r"shape \(6, 5, 3\): give .*grey pictures, say so: Data\(..., image_shape=\(5, 3\)\)"),
+        ([np.zeros((4, 2)), np.ones((4, 2))], r"shape \(2, 4, 2\)"),
+        ([pd.Series([1, 2], ["a", "b"]), pd.Series([1, 2], ["a", "c"])], "do not have the same labels"),
+        ([pl.Series("a", [1, 2]), pl.Series("b", [1, 2])], r"rows or columns: give polars\.DataFrame"),
         ({"a": 1}, "cannot read a dict"),
     ],
 )
@@ -102,14 +106,16 @@ def test_what_is_no_table_is_refused(source, sentence):
         (",a,b\nrow,1,2\nother,3,\n", ("a", "b"), [[1, 2], [3, nan]]),
         (",0,1\n0,1,2\n1,3,\n", ("0", "1"), [[1, 2], [3, nan]]),
         ("0,1,2\n1,2,5\n", ("0", "1", "2"), [[1, 2, 5]]),
-        ('\na\n1\n\n""\n3\n\n', ("a",), [[1], [nan], [nan], [3]]),
+        ('\na\n1\n\n""\n3\n\n\n', ("a",), [[1], [nan], [nan], [3], [nan], [nan]]),
+        ("1,NA\n3,4\n", ("x0", "x1"), [[1, nan], [3, 4]]),
         ("\r\n1\r\n\r\n3\r\n", ("x0",), [[nan], [1], [nan], [3]]),
     ],
     ids=[
         "header", "spaces", "byte-order mark", "no header", "row labels", "pandas' own", "pandas' own, no index",
-        "blank lines", "blank lines, no header",
+        "blank lines", "no header, missing", "blank lines, no header",
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*its first row holds only")
 def test_a_csv_with_and_without_header(tmp_path, text, columns, values):
     path = tmp_path / "table.csv"
     path.write_text(text, encoding="utf-8")
@@ -118,13 +124,60 @@ def test_a_csv_with_and_without_header(tmp_path, text, columns, values):
     np.testing.assert_array_equal(table.values, values)
 
 
-@pytest.mark.filterwarnings("error")
-def test_only_a_csv_of_numbers_alone_is_headless(tmp_path):
-    for name, text, bare in (("a.csv", "2019,2020\n1,2\n", True), ("b.csv", "a,2020\n1,2\n", False), ("c.csv", "0,1,2\n4,5,6\n", False)):
-        (tmp_path / name).write_text(text)
-        assert headless(tmp_path / name) == bare
-        assert len(read_table(tmp_path / name).values) == 1 + bare
-    assert not headless(tmp_path / "none.npy")
+def test_how_a_first_row_of_numbers_is_read_is_said(tmp_path, recwarn):
+    for text, rows, said in (
+        ("2019,2020\n1,2\n", 2, "its first row holds only numbers and is read as data: name its columns"),
+        ("0,1\n1,2\n", 2, "its first row holds only numbers and is read as data: name its columns"),
+        ("5,NA\n1,2\n", 2, "its first row holds only numbers and is read as data: name its columns"),
+        ("0,1,2\n4,5,6\n", 1, "only the numbers 0, 1, 2, ... and is read as the names that pandas gives"),
+        (",0,1\n3,1,4\n", 1, "only the numbers 0, 1, 2, ... and is read as the names that pandas gives"),
+    ):
+        (tmp_path / "a.csv").write_text(text)
+        with pytest.warns(UserWarning, match=re.escape(said)):
+            assert len(read_table(tmp_path / "a.csv").values) == rows
+    (tmp_path / "a.csv").write_text("1,2\n3,4\n")
+    given = read_table(tmp_path / "a.csv", columns=["a", "b"])  # names say that it has none
+    assert (given.columns, given.names, given.values.tolist()) == (("a", "b"), "own", [[1, 2], [3, 4]])
+    (tmp_path / "a.csv").write_text("a,2020\n1,2\n")
+    assert len(read_table(tmp_path / "a.csv").values) == 1
+    assert not recwarn.list
+
+
+def test_names_are_kept_whatever_holds_them():
+    """And told apart from those that nobody gave."""
+    xarray, arrow = pytest.importorskip("xarray"), pytest.importorskip("pyarrow")
+    x = np.array([[1.0, 2.0], [3.0, 4.0]])
+    rows = [pd.Series([1.0, 2.0], ["b", "a"], name="p"), pd.Series([4.0, 3.0], ["a", "b"], name="q")]
+    for source in (
+        arrow.table({"b": x[:, 0], "a": x[:, 1]}),
+        arrow.record_batch({"b": x[:, 0], "a": x[:, 1]}),
+        xarray.DataArray(x, coords={"name": ["b", "a"]}, dims=("row", "name")),
+        xarray.Dataset({"b": ("row", x[:, 0]), "a": ("row", x[:, 1])}),
+        pl.LazyFrame({"b": x[:, 0], "a": x[:, 1]}),
+        rows,
+        tuple(rows),
+        np.ma.masked_array(np.array([(1, 2), (3, 4)], dtype=[("b", float), ("a", float)])),
+    ):
+        table = read_table(source)
+        assert (table.columns, table.names) == (("b", "a"), "own")
+        np.testing.assert_array_equal(table.values, x)
+    assert read_table(x).names == "none"
+    assert read_table(pd.DataFrame(x)).names == "counted"
+    assert read_table(xarray.DataArray(x)).names == "counted"
+    assert read_table(pd.DataFrame(x, columns=[1, 0])).names == "own"
+    assert read_table(pd.DataFrame(x, columns=[2019, 2020]), columns=[2020]).columns == ("2020",)
+    assert read_table(pd.DataFrame(x), columns=["a", "b"]).names == "own"
+
+
+def test_masks_are_heeded_in_lists_and_fields():
+    first, second = np.ma.masked_array([1, -9], [False, True]), np.ma.masked_array([2, 5], [False, False])
+    expected = [[1, nan], [2, 5]]
+    for source in ([first, second], (first, second), [first, [2, 5]], [[1, np.ma.masked], [2, 5]]):
+        np.testing.assert_array_equal(read_table(source).values, expected)
+    fields = np.ma.masked_array(np.array([(1, -9), (2, 5)], dtype=[("a", int), ("b", float)]), [(False, True), (False, False)])
+    np.testing.assert_array_equal(read_table(fields).values, expected)
+    with pytest.raises(ValueError, match="differ in length"):
+        read_table([first, [2, 5, 6]])
 
 
 def test_npy_and_parquet(tmp_path):
@@ -173,6 +226,7 @@ def test_a_csv_is_completed_to_the_letter(tmp_path, text, hole):
     assert all(isinstance(dtype, pd.StringDtype) for dtype in numbers.drop(columns="age").dtypes)
 
 
+@pytest.mark.filterwarnings("ignore:.*its first row holds only")
 def test_a_csv_without_header_is_written_with_the_names_it_was_read_by(tmp_path):
     (tmp_path / "table.csv").write_text("1,2.50\n,4\n")
     written = as_written(read_frame(tmp_path / "table.csv"), tmp_path / "table.csv", ["x0"], numbers=False)
@@ -209,6 +263,30 @@ def test_a_completed_column_holds_real_numbers_of_its_own_kind(holed, filled):
     assert done[0].tolist() == [1, 0.25]
 
 
+def test_whole_numbers_that_float64_does_not_hold_stay_as_they_were(tmp_path):
+    """In a column that is completed, what is filled in is rounded; in a file, whatever its kind."""
+    large = 2**53 + 1
+    for holed in (pd.array([large, None], "Int64"), pd.array([large, None], "int64[pyarrow]"), np.array([large, None], dtype=object)):
+        done = completed(pd.DataFrame({"a": holed}), ["a"], np.array([[0.0], [7.6]]))
+        assert [int(value) for value in done["a"]] == [large, 8]
+        assert done["a"].dtype == pd.Series(holed).dtype
+    done = completed(pd.DataFrame({"a": [Decimal("0.1"), None]}), ["a"], np.array([[0.0], [7.5]]))
+    assert done["a"].tolist() == [Decimal("0.1"), Decimal("7.5")]
+    pd.DataFrame({"id": pd.array([large, None], "Int64"), "small": pd.array([7, None], "Int32")}).to_parquet(tmp_path / "p.parquet")
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"id": [large, None], "small": arrow.array([7, None], arrow.int32())}), tmp_path / "q.parquet")
+    for name in ("p.parquet", "q.parquet"):
+        frame = read_frame(tmp_path / name)
+        assert frame["id"].dropna().tolist() == [large]
+        write_table(frame, tmp_path / f"again_{name}")
+        assert parquet.read_table(tmp_path / f"again_{name}")["id"].to_pylist() == [large, None]
+        write_table(frame, tmp_path / f"{name}.csv")
+        assert (tmp_path / f"{name}.csv").read_text() == f"id,small\n{large},7\n,\n"
+    (tmp_path / "c.csv").write_text(f"id,a\n{large},1\n,2\n")
+    written = as_written(read_frame(tmp_path / "c.csv"), tmp_path / "c.csv", ["id", "a"], numbers=True)
+    assert written["id"].dropna().tolist() == [large]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -218,6 +296,8 @@ def test_a_completed_column_holds_real_numbers_of_its_own_kind(holed, filled):
         ("a.csv", b"a,a\n1,2\n", "more than one column called a"),
         ("a.csv", b"a,b\n1,2,3\n", "first rows have 2 and 3 fields"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.csv", b"a,b,c\n1,2,3\n\n4,5\n6\n", "line 4 has 2 fields and the first row 3: give each row as many, with nothing between"),
+        ("a.csv", b"a,b\n1,\n  \n2\n", "line 4 has 1 fields and the first row 2"),
         ("a.csv", b"a;b\n1;2\n", "semicolons stand between its fields: write commas"),
         ("a.csv", b"a,b\n1,?\n", r"in b \(such as '\?'\)"),
         ("a.csv", b"a,b\n1,-inf\n", "inf in b"),

@@ -12,12 +12,13 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor, nn
 
-from ppvae.data import Batch, Data, Summary, as_data
+from ppvae.data import Batch, Data, Summary
 from ppvae.exact import Exact, ExactGuide, Posterior, kl
 from ppvae.inference.method import Method, seeded
 from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.options import counted
+from ppvae.origin import from_names
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.given import rows_log_likelihood
@@ -117,21 +118,17 @@ class Fit:
         return min(draws, self.guide.count) if isinstance(self.guide, Draws) else draws
 
     def take(self, data: object) -> Data:
-        """`data` as this fit can read it, its columns found by their names (an array's by position).
+        """`data` as this fit reads it: columns and context found by their names (an array's by position), entries in the fit's units.
 
-        Raises ValueError for other columns, for another number of columns in the context, and for entries beyond its precision's range.
+        A frame that has the columns of the context too is both. To a fit of rescaled data a table that was not is mapped by the same two
+        entries, and a warning says so. Raises ValueError for other columns, for another context or words in it that the fit never saw, for
+        data that were rescaled where the fit's were not, and for entries beyond its precision's range.
         """
-        data = as_data(data).matched(self.trained_on.columns)
-        check_rows(data, self.trained_on, self.dtype)
-        width = self.trained_on.n_context
-        if width is not None and (data.context is None or data.context.shape[1] != width):
-            found = "none" if data.context is None else f"one of {data.context.shape[1]}"
-            raise ValueError(
-                f"the fit was made with a context of {width} columns, the data have {found}: give Data(x, context=...) the same"
-            )
-        data = data.to(self.dtype, self.device)
-        check_holes_unread(self.model, self.theta, data)
-        return data
+        read = self.trained_on.read(data)
+        check_rows(read, self.trained_on, self.dtype)
+        read = read.to(self.dtype, self.device)
+        check_holes_unread(self.model, self.theta, read)
+        return read
 
     def shared_chains(self, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
         """{site: (chains, draws, ...)}: a sampler's chains as they are; for other guides `shared_draws` as one chain."""
@@ -256,7 +253,7 @@ class Fit:
         without a density of rows.
         """
         self._refuse("bic")
-        data = as_data(data)
+        data = self.take(data)
         return float(self.n_parameters * np.log(data.n_rows) - 2 * self.log_likelihood(data).sum())
 
     def aic(self, data: object) -> float:
@@ -271,11 +268,13 @@ class Fit:
             raise ValueError(f"{criterion} is about a point estimate, this fit has a posterior: use arviz.loo(fit.to_arviz(data))")
 
     def sample(self, n: int, seed: int = 0, context: object = None) -> np.ndarray:
-        """(n, D) new rows from the fitted model, latents from the prior.
+        """(n, D) new rows from the fitted model, latents from the prior, in the units of the data that were fitted: of rescaled data those
+        after it (`fit.trained_on.restored(rows)` undoes it).
 
         Observed sites may have any names and columns; those whose distributions read columns of the table (an autoregression) are drawn
-        after these. context: for a fit to data with a context, (C,) for all rows or (n, C). Raises ValueError where it is missing or of
-        another shape, and for a story whose rows cannot be drawn: one that observes the logarithm of a column, say, or not all columns.
+        after these. context: for a fit to data with a context, (C,) for all rows or (n, C); by name in a dict, a frame or a row of one,
+        {"age": 30, "sex": "f"}; or in words. Raises ValueError where it is missing, of another shape, or of words or names that the fit
+        does not know, and for a story whose rows cannot be drawn: one that observes the logarithm of a column, say, or not all columns.
         """
         from ppvae.criticism.predictive import blank_batch, prior_predictive
 
@@ -311,7 +310,8 @@ class Fit:
         if context is None:
             raise ValueError(f"the fit was made with a context of {width} columns: say what to condition on, context=(C,) or (n, C)")
         wanted = f"a context of shape ({width},) or ({n}, {width})"
-        values = self._numbers(context, wanted)
+        named = from_names(context, self.trained_on.covariates)
+        values = self._numbers(context, wanted) if named is None else named.to(self.dtype).to(self.device)
         if width == 1 and values.ndim < 2:
             values = values.reshape(-1, 1)
         if values.shape not in ((width,), (1, width), (n, width)):
@@ -361,10 +361,10 @@ class Fit:
 
     def imputation_sample_size(self, data: object, seed: int = 0) -> np.ndarray:
         """(N,): the effective number of draws behind each row's imputation; inf where none had to be weighted by importance."""
-        from ppvae.imputation import conditional_mean, read
+        from ppvae.imputation import conditional_mean
 
         with seeded(seed, self.device):
-            return conditional_mean(self, self.take(read(self, data)))[1].cpu().numpy()
+            return conditional_mean(self, self.take(self.trained_on.table(data, besides=True)))[1].cpu().numpy()
 
     def to_arviz(self, data: object, draws: int | None = None, seed: int = 0):
         """ArviZ data with posterior, posterior_predictive, log_likelihood (marginal) and observed_data.

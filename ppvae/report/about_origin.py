@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
 
 import ppvae
 from ppvae.criticism import missingness
-from ppvae.datasets import DATASETS
+from ppvae.registry import source_of
 from ppvae.report import runs, words
 from ppvae.report.blocks import Block, Code, Points, Section, Table, Text, picture
 from ppvae.report.figures import holes
@@ -18,9 +24,11 @@ if TYPE_CHECKING:
     from ppvae.comparison import Comparison
     from ppvae.data import Data
     from ppvae.inference.result import Fit
+    from ppvae.model import Model
 
 PACKAGES = ("torch", "pyro-ppl", "numpy", "pandas", "matplotlib")
 FEATURES = 60  # lines of the table of features
+NUMBERS = 1000  # of one option, written out
 
 
 def of_data(data: Data, hidden: str = "") -> Section:
@@ -33,6 +41,9 @@ def _data(data: Data, hidden: str) -> Iterator[Block]:
     holes_said = f"{missing} of {entries} entries are missing ({missing / entries:.1%}); they are marginalised, never filled in"
     size = f"{words.count(data.n_rows, 'row')}, {words.count(data.n_features, 'feature')}"
     yield Text(f"{data.name}: {size}; {holes_said if missing else 'no entry is missing'}." + (f" Besides, {hidden}." if hidden else ""))
+    if data.origin.range is not None:
+        low, high = map(words.plain, data.origin.range)
+        yield Text(f"Its entries were mapped onto [0, 1]: {low} became 0, and {high} became 1. All numbers here are of what came out.")
     if missing:
         yield picture(
             "Share missing in each feature, above the patterns of missing features",
@@ -80,29 +91,48 @@ def _settings(comparison: Comparison) -> Table:
 
 
 def _lines(comparison: Comparison) -> str:
-    """Python that runs the comparison again."""
-    model, data = comparison.model, comparison.data
+    """Python that runs the comparison again; "..." where what it was given is in memory alone."""
+    model = comparison.model
     made = type(model).__name__
     methods = [f"    ppvae.{fit.method!r}," for fit in _one_of_each(comparison).values()]
-    held = 0 if comparison.held_out is None else comparison.held_out.n_rows / (comparison.held_out.n_rows + data.n_rows)
-    options = [f"seeds={comparison.table['seed'].nunique()}"]
-    options += [f"holdout={held:.4g}"] if held else []
-    options += [f"holdout_entries={comparison.hidden_share!r}"] if comparison.hidden is not None else []
-    table = f"ppvae.load_data({data.name!r})" if data.name in DATASETS else f"...  # your table {data.name!r}, as a ppvae.Data"
+    options = {"seeds": str(comparison.table["seed"].nunique())} | {name: _spelled(value) for name, value in comparison.asked.items()}
+    ours = type(model).__module__.startswith("ppvae.models.")
     return "\n".join(
         [
             "import ppvae",
-            f"from {type(model).__module__} import {made}",
+            *([f"from {type(model).__module__} import {made}"] if ours else []),
             "",
-            f"data = {table}",
-            f"model = {made}({_arguments(model.config())})",
+            f"data = {comparison.recipe or f'...  # your table {comparison.data.name!r}, as a ppvae.Data'}",
+            f"model = {made}({_arguments(model.config())})" if ours else f"model = {_loaded(model)}",
             "methods = [",
             *methods,
             "]",
-            f"comparison = ppvae.compare(model, data, methods, {', '.join(options)})",
+            f"comparison = ppvae.compare(model, data, methods, {', '.join(f'{name}={value}' for name, value in options.items())})",
             'comparison.save("report.html")',
         ]
     )
+
+
+def _loaded(model: Model) -> str:
+    """A model of one's own, by its file."""
+    file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
+    if file is None:
+        return f"...  # your {model.describe()}"
+    return f"ppvae.load_model({', '.join(filter(None, [repr(source_of(model)), _arguments(model.config())]))})"
+
+
+def _spelled(value: Any) -> str:
+    """An option as Python has it, numbers with all their digits; "..." for what is no text or numbers, and for a great many of these."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name!r}: {_spelled(part)}' for name, part in value.items())}}}"
+    if isinstance(value, torch.dtype | torch.device) or (isinstance(value, type) and issubclass(value, np.generic)):
+        return repr(getattr(value, "__name__", str(value).removeprefix("torch.")))
+    if isinstance(value, str | float | int):
+        return repr(value)
+    if isinstance(value, nn.Module) or callable(value) or dataclasses.is_dataclass(value):
+        return "..."
+    numbers = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    return repr(numbers.tolist()) if numbers.dtype.kind in "biuf" and numbers.size <= NUMBERS else "..."
 
 
 def _one_of_each(comparison: Comparison) -> dict[str, Fit]:

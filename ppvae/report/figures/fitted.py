@@ -34,6 +34,7 @@ def density(fit: Fit, data: Data, features: int = 4, seed: int = 0) -> Figure:
         raise ValueError("density: this fit is conditional on a context, so each row has a density of its own")
     if data.image_shape is not None:
         raise ValueError("density: these rows are images; draw samples(fit, n) or reconstructions(fit, data)")
+    data = fit.take(data)
     if data.n_features == 1:
         return _shares(fit, data) if counts(fit, data) else _density_line(fit, data)
     if data.n_features == 2:
@@ -78,7 +79,7 @@ def _shares(fit: Fit, data: Data) -> Figure:
     at = np.arange(seen.min(), seen.max() + 1)
     figure, (ax,) = style.panels(1, 1, (4.8, 3.2))
     ax.bar(at, [(seen == value).mean() for value in at], width=0.7, color=style.DATA, alpha=0.6)
-    ax.plot(at, np.exp(np.asarray(fit.log_likelihood(Data(at[:, None], columns=data.columns)))), "o", color=style.MODEL)
+    ax.plot(at, np.exp(np.asarray(fit.log_likelihood(data.with_rows(at[:, None])))), "o", color=style.MODEL)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     style.name_axes(ax, x=style.word(data.columns[0]), y="share of rows")
     return figure
@@ -90,7 +91,7 @@ def _density_line(fit: Fit, data: Data) -> Figure:
     figure, (ax,) = style.panels(1, 1, (4.8, 3.2))
     ax.hist(seen, bins="auto", density=True, color=style.DATA, alpha=0.6)
     at = np.linspace(*_range(seen), 400)
-    ax.plot(at, np.exp(np.asarray(fit.log_likelihood(Data(at[:, None], columns=data.columns)))), color=style.MODEL, linewidth=1.8)
+    ax.plot(at, np.exp(np.asarray(fit.log_likelihood(data.with_rows(at[:, None])))), color=style.MODEL, linewidth=1.8)
     name = style.word(data.columns[0])
     style.name_axes(ax, x=name, y=f"density (1 / unit of {name})")
     return figure
@@ -101,7 +102,7 @@ def _density_contours(fit: Fit, data: Data) -> Figure:
     seen = seen[~np.isnan(seen).any(1)]
     across, up = (np.linspace(*_range(seen[:, d]), GRID) for d in range(2))
     cells = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
-    height = np.exp(np.asarray(fit.log_likelihood(Data(cells, columns=data.columns)), float)).reshape(GRID, GRID)
+    height = np.exp(np.asarray(fit.log_likelihood(data.with_rows(cells)), float)).reshape(GRID, GRID)
     figure, (ax,) = style.panels(1, 1, (4.6, 3.8))
     _points(ax, seen, style.DATA, "o", pixels=len(seen) > style.MANY_POINTS)
     levels = _levels(height)

@@ -44,6 +44,7 @@ def latent_walk(fit: Fit, data: Data, columns: int = 2) -> Figure:
     along one latent, with the contexts of rows spread through the data.
     Raises ValueError for a story without one continuous latent a row.
     """
+    data = fit.take(data)
     lines = list(_lines(fit, data))
     rows = np.stack([fit.decode(line.codes, line.context) for line in lines])
     return _profiles(data, lines, rows, columns) if data.image_shape is None else _pictures(data, lines, rows)
