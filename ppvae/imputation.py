@@ -216,8 +216,12 @@ def conditional_mean(fit: "Fit", data: Data) -> tuple[Tensor, Tensor]:
             tables.append(torch.where(batch.observed, batch.x, expected))
             sizes.append(latents.effective_sample_size)
     filled = torch.cat(tables)
-    if not torch.isfinite(filled).all():
-        raise ValueError(f"{fit.model.name}: a missing entry has no finite mean under this fit: draw them instead, impute(data, draws=20)")
+    unknown = data.columns[int((~torch.isfinite(filled)).any(0).int().argmax())] if not torch.isfinite(filled).all() else None
+    if unknown is not None:
+        raise ValueError(
+            f"{fit.model.name}: a missing entry of {unknown} has no finite mean under this fit, as classes have none: draw them instead, "
+            "impute(data, draws=20)"
+        )
     return filled, torch.cat(sizes)
 
 

@@ -54,8 +54,9 @@ class Observed:
     the sites that copy the rows.  shapes: {site: the shape of a row's value}.  made: the sites whose values are made of the rows otherwise.
     conditions: what else is observed (a factor, a constant, a context) and says something of the rows' latents.
     reads: {site: (E, D), whether each entry's distribution reads each column}, where any does; a latent is one entry.
-    totals: the sites whose draws, not their scores, take something from the row itself, as a number of throws.
-    deterministic: those sites; recomputed: whether any of them reads the rows.
+    totals: the sites whose draws, not their scores, take something from the row itself, as a number of throws.  exceeded: those that hold
+    more than their multinomial draws.  latents: what the story samples.  recomputed: whether what it computes (pyro.deterministic) reads
+    the rows.
     """
 
     story: str
@@ -68,6 +69,7 @@ class Observed:
     conditions: tuple[str, ...] = ()
     reads: dict[str, Tensor] = field(default_factory=dict)
     totals: tuple[str, ...] = ()
+    exceeded: tuple[str, ...] = ()
     latents: tuple[str, ...] = ()
     recomputed: bool = False
 
@@ -121,6 +123,11 @@ class Observed:
             raise ValueError(
                 f"{self.story}: {few(besides)} weighs the rows besides the sites that observe them, which no draw of rows heeds: let the "
                 "distributions of those sites say it"
+            )
+        if self.exceeded:
+            raise ValueError(
+                f"{self.story}: {few(self.exceeded)} holds more than its distribution ever draws: say how much a row holds, as in "
+                "Multinomial(total_count, probs)"
             )
         if self.conditions and set(self.latents) - set(given):
             raise ValueError(
@@ -264,16 +271,18 @@ def check_observed(model: Model, theta: Parameters, data: Data) -> None:
 
 
 def check_rows_apart(model: Model, theta: Parameters, batch: Batch, sites: Sites, latents: Draws) -> None:
-    """Raise ValueError where the scores of the other rows move with the first row's entries. sites, latents: of a run on the batch."""
-    x = batch.x.clone()
-    x[0] = others(batch)[0]
-    moved = _held(model, theta, replace(batch, x=x), latents)
-    for name, site in sites.items():
-        if site["log_prob"].shape == (batch.size,) and not _close(site["log_prob"][1:], moved[name]["log_prob"][1:]).all():
-            raise ValueError(
-                f"{model.name}: the score of {name} moves with the entries of other rows, so it depends on which rows come together: work "
-                "out what all rows share in init, as data.mean, and keep it in theta"
-            )
+    """Raise ValueError where the scores of the other rows move with the first row's entries, or the last one's. sites, latents: of a run
+    on the batch."""
+    for row in {0, batch.size - 1}:
+        mine = (torch.arange(batch.size, device=batch.x.device) == row).unsqueeze(1)
+        moved = _held(model, theta, replace(batch, x=torch.where(mine, others(batch), batch.x)), latents)
+        for name, site in sites.items():
+            same = _close(site["log_prob"], moved[name]["log_prob"])
+            if same.shape == (batch.size,) and not (same | mine[:, 0]).all():
+                raise ValueError(
+                    f"{model.name}: the score of {name} moves with the entries of other rows, so it depends on which rows come together: "
+                    "work out what all rows share in init, as data.mean, and keep it in theta"
+                )
 
 
 def others(batch: Batch) -> Tensor:
@@ -308,8 +317,8 @@ def check_holes_unread(model: Model, theta: Parameters, data: Data) -> None:
     """Raise ValueError where a score moves with what stands in the place of missing entries."""
     if data.complete:
         return
-    holed = (~data.observed.all(1)).nonzero().flatten()[:10]
-    batch, look = data.batch(holed), slice(0, 1000)
+    missing, look = ~data.observed, slice(0, 1000)
+    batch = data.batch(missing.int().argmax(0)[missing.any(0)].unique())  # for each column a row without it
     there = data.observed[look] & (data.x[look] != 0)
     some = data.x[look].gather(0, there.int().argmax(0, keepdim=True))[0]  # an entry of each column
     sites = _held(model, theta, batch, {})
@@ -393,6 +402,7 @@ class _Trial:
             conditions=tuple(self.conditions(beside)),
             reads=self.reads(reading),
             totals=tuple(n for n in columns if n not in reading and any(_unlike(self.base[n]["fn"], o[n]["fn"]) for _, o in self.others)),
+            exceeded=tuple(name for name in columns if self.exceeds(self.base[name])),
             latents=tuple(self.latents),
             recomputed=any(is_computed(site) and self.moves(name) for name, site in self.base.items()),
         )
@@ -446,6 +456,11 @@ class _Trial:
             if value is None or not (_same(value, expected) or (self.coded is None and _same(value, expected.trunc()))):
                 return None
         return columns.tolist()
+
+    def exceeds(self, site: Site) -> bool:
+        """Whether a site holds more than a multinomial draws."""
+        fn = unwrapped(site["fn"])
+        return isinstance(fn, dist.Multinomial | dist.DirichletMultinomial) and not bool(fn.support.check(site["value"]).all())
 
     def scorable(self, name: str, columns: dict[str, list[int]]) -> Tensor:
         """A value that the site's distribution can score: where it observes rows, which are made up, a draw."""
