@@ -59,7 +59,7 @@ def places(model: Model, theta: Parameters, data: Data) -> dict[str, Place]:
     for name, site in shared_sites(model, theta, data).items():
         to_support = bijection(site["fn"].support)
         drawn = to_support.inv(site["fn"].sample(torch.Size([PRIOR_DRAWS]))).reshape(PRIOR_DRAWS, -1)
-        spread = drawn.std(0)
+        spread = drawn.std(0) if drawn.numel() else drawn[0]
         start = drawn.median(0).values if name not in given else to_support.inv(given[name].to(drawn)).reshape(-1)
         # A prior so wide that its draws leave the floating range says nothing of the scale.
         unit = torch.where(torch.isfinite(spread) & (spread > 0), spread, 1.0)

@@ -228,3 +228,26 @@ def test_bad_options(bad):
 def test_bad_settings(bad):
     with pytest.raises(ValueError, match="must be at least"):
         ppvae.CAVI(**bad)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    ("covariance", "method"),
+    [("full", ppvae.CAVI()), ("diag", ppvae.CAVI()), ("diag", ppvae.NUTS(draws=40, warmup=60, chains=1))],
+    ids=["full", "diag", "nuts"],
+)
+def test_a_single_component(covariance, method):
+    """One value of k alone: its weight is 1, there is nothing to relabel, and every row is drawn in the place of its own.
+
+    Beside a prior worth a few of 80 rows the posterior means are those of the data, to a fifth of a standard deviation.
+    """
+    x = np.random.default_rng(7).normal([1.0, -2.0], [1.0, 3.0], size=(80, 2))
+    fit = ppvae.fit(BayesianGMM(n_components=1, covariance=covariance), x, method)
+    assert fit.params["weights"] == pytest.approx([1.0], abs=1e-12)
+    assert np.abs((fit.params["means"][0] - x.mean(0)) / x.std(0)).max() < 0.2
+    for rows in ("same", "new"):
+        drawn = fit.replicate(x, draws=5, rows=rows)
+        assert drawn.shape == (5, 80, 2)
+        assert np.abs((drawn.mean((0, 1)) - x.mean(0)) / x.std(0)).max() < 0.4  # of 400 draws of rows and 5 of the means
+    assert fit.to_arviz(x, draws=5)["posterior_predictive"]["x"].shape == (1, 5, 80, 2)
+    assert fit.predict(x).tolist() == [0] * 80

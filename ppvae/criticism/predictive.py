@@ -207,8 +207,15 @@ def posterior_draws(model: Model, theta: Parameters, guide: nn.Module | None, ba
     program = partial(model.model, theta)
     depth = max(-frame.dim for site in sites_of(program, batch).values() for frame in site["cond_indep_stack"])
     story = config_enumerate(poutine.condition(program, data=drawn))
-    enumerated = _values(infer_discrete(story, first_available_dim=-1 - depth, temperature=1), repeated)
-    return drawn | {name: enumerated[name] for name in left}
+    # What has one value alone Pyro does not count as enumerated, and leaves with the dim in which it was.
+    chosen = partial(infer_discrete, first_available_dim=-1 - depth, temperature=1, strict_enumeration_warning=False)
+    enumerated = _values(chosen(story), repeated)
+    return drawn | {name: _without_front(enumerated[name], sites[name]["value"].ndim) for name in left}
+
+
+def _without_front(value: Tensor, dims: int) -> Tensor:
+    """The value with its last `dims` dims, those in front being of size 1."""
+    return value.reshape(value.shape[value.ndim - dims :])
 
 
 def _values(program: Program, batch: Batch) -> Draws:

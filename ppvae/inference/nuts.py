@@ -146,9 +146,10 @@ class Posterior:
     def chain(self, number: int) -> dict[str, Tensor]:
         """{site: (S, ...)}: the draws of one chain, which begins a few posterior widths from the start."""
         width = self.task.data.n_rows**-0.5
-        begin = {name: p.start + 2 * width * p.unit * torch.randn_like(p.start) for name, p in self.sites.items()}
+        fixed = {name: p.start for name, p in self.sites.items() if not p.start.numel()}  # such as the weight of one component, which is 1
+        begin = {n: p.start + 2 * width * p.unit * torch.randn_like(p.start) for n, p in self.sites.items() if n not in fixed}
         kernel: Any = Kernel(
-            potential_fn=lambda free: self.potential(*(free[name] for name in self.position)),
+            potential_fn=lambda free: self.potential(*((fixed | free)[name] for name in self.position)),
             max_tree_depth=self.method.max_tree_depth,
             target_accept_prob=self.method.target_accept,
         )
@@ -156,9 +157,9 @@ class Posterior:
         sampler.run()
         self.divergences += sum(len(found) for found in sampler.diagnostics()["divergences"].values())
         with torch.no_grad():
-            drawn = sampler.get_samples()
+            drawn = sampler.get_samples() | {name: start.expand(self.method.draws, -1) for name, start in fixed.items()}
             return {
-                name: bijection(place.support)(drawn[name].reshape(-1, *place.free_shape)).contiguous()
+                name: bijection(place.support)(drawn[name].reshape(self.method.draws, *place.free_shape)).contiguous()
                 for name, place in self.sites.items()
             }
 
@@ -167,7 +168,7 @@ class Posterior:
         total = self.method.chains * (self.method.draws + self.method.warmup)
         if self.done % max(1, total // LOGGED) == 0:
             with torch.no_grad():
-                rows = self.log_likelihood(self.constrained(free)[0], self.batch)
+                rows = self.log_likelihood(self.constrained({n: p.start for n, p in self.sites.items()} | free)[0], self.batch)
             seconds = time.perf_counter() - self.began
             self.history.append({"step": self.done, "seconds": seconds, "log_likelihood": float(rows.mean())})
             self.task.progress(self.done, total, stage.lower())
@@ -193,7 +194,7 @@ def relabelled(model: Model, chains: dict[str, Tensor], start: dict[str, Tensor]
     The posterior is the same in any order, so chains may differ in it, and means over draws would mix components.
     """
     names = [name for name in model.exchangeable if name in chains]
-    if not names:
+    if not names or len(start[names[0]]) == 1:
         return chains
     drawn = [chains[n].flatten(0, 1) for n in names]
     spread = [d.std() for d in drawn]
