@@ -109,8 +109,8 @@ class BayesianGMM(Model):
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         """The priors, at the data's own scale; the same for every seed."""
-        weights, _, covariances = kmeans_partition(data, self.n_components, torch.Generator().manual_seed(0))
-        variance = (weights[:, None, None] * covariances).sum(0).diagonal()
+        found = kmeans_partition(data, self.n_components, torch.Generator().manual_seed(0))
+        variance = found.weights @ found.covariances.diagonal(dim1=-2, dim2=-1)
         theta = {
             "concentration": Constrained(data.x.new_full((self.n_components,), self.concentration), constraints.positive),
             "mean_loc": Constrained(data.mean, unit=data.scale),
@@ -128,10 +128,12 @@ class BayesianGMM(Model):
 
     def shared_start(self, theta: Parameters, data: Data, generator: torch.Generator) -> dict[str, Tensor]:
         """The k-means partition."""
-        weights, means, covariances = kmeans_partition(data, self.n_components, generator)
+        found = kmeans_partition(data, self.n_components, generator)
         if self.covariance == "diag":
-            return {"weights": weights, "means": means, "precisions": 1 / covariances.diagonal(dim1=-2, dim2=-1)}
-        return {"weights": weights, "means": means, "precisions": torch.cholesky_inverse(torch.linalg.cholesky(covariances))}
+            precisions = 1 / found.covariances.diagonal(dim1=-2, dim2=-1)
+        else:
+            precisions = torch.cholesky_inverse(torch.linalg.cholesky(found.covariances))
+        return {"weights": found.weights, "means": found.means, "precisions": precisions}
 
     def model(self, theta: Parameters, batch: Batch) -> None:
         components, features = self.n_components, batch.x.shape[-1]

@@ -18,7 +18,7 @@ from ppvae.distributions import MaskedMultivariateNormal
 from ppvae.exact import Exact, Posterior, Statistics
 from ppvae.gaussian import component_densities, mixture_moments, pattern_batches, pattern_rows, shifted_moments
 from ppvae.model import Model
-from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
+from ppvae.parameters import Constrained, Parameters, floored
 
 FLOOR = 1e-6  # of the data's own variance
 
@@ -46,7 +46,7 @@ class GaussianExact(Exact):
     def maximize(self, theta: Parameters, statistics: Statistics) -> dict[str, Tensor]:
         step = statistics["sum"] / statistics["rows"]
         covariance = statistics["scatter"] / statistics["rows"] - step.outer(step)
-        return {"mean": theta.mean + step, "covariance": bounded(covariance, theta.unit_covariance)}
+        return {"mean": theta.mean + step, "covariance": floored(covariance, theta.unit_covariance, FLOOR)}
 
     def recentred(self, theta: Parameters, statistics: Statistics, values: dict[str, Tensor]) -> Statistics:
         shift = theta.mean - values["mean"]
@@ -56,12 +56,7 @@ class GaussianExact(Exact):
         return None if data.complete else "gaussian has a closed form for complete data only"
 
     def solve(self, data: Data) -> dict[str, Tensor]:
-        return {"mean": data.mean, "covariance": bounded(data.batch().covariance, data.scale.outer(data.scale))}
-
-
-def bounded(covariance: Tensor, unit: Tensor) -> Tensor:
-    """The covariance with every eigenvalue, in the data's own units, at least `FLOOR`."""
-    return clip_eigenvalues((covariance + covariance.mT) / (2 * unit), FLOOR) * unit
+        return {"mean": data.mean, "covariance": floored(data.batch().covariance, data.scale.outer(data.scale), FLOOR)}
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from ppvae.exact import Exact, Posterior, Statistics
 from ppvae.gaussian import LOG_2PI, component_densities, mixture_moments, pattern_batches, pattern_rows, shifted_moments
 from ppvae.messages import few, unknown
 from ppvae.model import Model
-from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
+from ppvae.parameters import Constrained, Parameters, floored
 from ppvae.starts import kmeans_partition
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
-FLOOR = 1e-6  # of the data's own variance: below it a component has collapsed onto a few rows
+FLOOR = 1e-6  # of the variance within clusters: below it a component has collapsed onto a few rows
 EMPTY = 1e-10  # rows: a component with fewer keeps its place and shape
 
 
@@ -92,8 +92,7 @@ class GMMExact(Exact):
             covariances = left.sum(0) / rows.sum() if self.model.covariance == "tied" else left / count.unsqueeze(-1)
             if self.model.covariance == "full":
                 covariances = torch.where(alive.unsqueeze(-1), covariances, theta.covariances)
-            unit = theta.unit_covariances
-            covariances = clip_eigenvalues((covariances + covariances.mT) / (2 * unit), FLOOR) * unit
+            covariances = floored(covariances, theta.unit_covariances, FLOOR)
         return {"weights": weights / weights.sum(), "means": theta.means + step, "covariances": covariances}
 
     def recentred(self, theta: Parameters, statistics: Statistics, values: dict[str, Tensor]) -> Statistics:
@@ -149,18 +148,23 @@ class GMM(Model):
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         """k-means++ and k-means on standardised rows; each cluster's covariance is shrunk towards the pooled one."""
-        weights, means, covariances = kmeans_partition(data, self.n_components, generator)
-        unit = data.scale.unsqueeze(-1) * data.scale
+        found = kmeans_partition(data, self.n_components, generator)
+        weights, covariances, within = found.weights, found.covariances, found.within
+        own = found.own.diagonal(dim1=-2, dim2=-1)
         if self.covariance == "tied":
             covariances = (weights[:, None, None] * covariances).sum(0)
+            unit = within.sqrt().outer(within.sqrt())
+        elif self.covariance == "full":
+            sds = found.least(own, within).sqrt()
+            unit = sds.outer(sds)
         elif self.covariance == "diag":
-            covariances, unit = covariances.diagonal(dim1=-2, dim2=-1), data.scale.square()
-        elif self.covariance == "spherical":
-            covariances, unit = covariances.diagonal(dim1=-2, dim2=-1).mean(-1), data.scale.square().mean()
+            covariances, unit = covariances.diagonal(dim1=-2, dim2=-1), found.least(own, within)
+        else:
+            covariances, unit = covariances.diagonal(dim1=-2, dim2=-1).mean(-1), found.least(own.mean(-1), within.mean())
         support = constraints.positive_definite if self.matrices else constraints.positive
         return Parameters(
             weights=Constrained(weights, constraints.simplex),
-            means=Constrained(means, unit=data.scale),
+            means=Constrained(found.means, unit=within.sqrt()),
             covariances=Constrained(covariances, support, unit=unit, floor=FLOOR),
         )
 

@@ -30,7 +30,7 @@ from ppvae.parameters import Constrained, Parameters
 from ppvae.starts import kmeans_partition
 from ppvae.sweep import expected_outer, outer_moments, rows_in_a_pass
 
-# Of the noise that the start finds: a component that collapses onto a few rows, or a Heywood case of one (see FactorAnalysis).
+# Of the least noise in a cluster of the start: a component that collapses onto a few rows, or a Heywood case of one (see FactorAnalysis).
 NOISE_FLOOR = 0.005
 NO_NOISE = 1e-6  # of the variance within the clusters: as PPCA's floor
 EMPTY = 1e-10  # rows: a component with fewer keeps its place and shape
@@ -168,14 +168,14 @@ class MixturePPCA(_Mixture):
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         """k-means, then PCA in each cluster."""
-        weights, means, covariances = kmeans_partition(data, self.n_components, generator)
-        loadings, noise = local_pca(covariances, self.n_latents)
-        unit = within(weights, covariances).mean()
+        found = kmeans_partition(data, self.n_components, generator)
+        loadings, noise = local_pca(found.covariances, self.n_latents)
+        unit = found.within.mean()
         # Not of `unit`: where columns differ in scale the noise is rightly far below the mean variance.
-        spread = torch.maximum(weights @ noise, NO_NOISE * unit)
+        spread = found.least(local_pca(found.own, self.n_latents)[1], found.weights @ noise).maximum(NO_NOISE * unit)
         return Parameters(
-            weights=Constrained(weights, constraints.simplex),
-            means=Constrained(means, unit=unit.sqrt()),
+            weights=Constrained(found.weights, constraints.simplex),
+            means=Constrained(found.means, unit=unit.sqrt()),
             loadings=Constrained(loadings, unit=unit.sqrt()),
             noise_variances=Constrained(noise, constraints.positive, unit=spread, floor=NOISE_FLOOR),
         )
@@ -201,26 +201,21 @@ class MixtureFA(_Mixture):
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         """k-means, then PCA in each cluster, of features at variance 1 within the clusters."""
-        weights, means, covariances = kmeans_partition(data, self.n_components, generator)
-        unit = within(weights, covariances)
-        scale = unit.sqrt()
-        loadings, noise = local_pca(covariances / scale.outer(scale), self.n_latents)
+        found = kmeans_partition(data, self.n_components, generator)
+        scale = found.within.sqrt()
+        loadings, noise = local_pca(found.covariances / scale.outer(scale), self.n_latents)
+        unit = found.least(found.own.diagonal(dim1=-2, dim2=-1), found.within)
         return Parameters(
-            weights=Constrained(weights, constraints.simplex),
-            means=Constrained(means, unit=scale),
+            weights=Constrained(found.weights, constraints.simplex),
+            means=Constrained(found.means, unit=scale),
             loadings=Constrained(loadings * scale.unsqueeze(-1), unit=scale.unsqueeze(-1)),
-            noise_variances=Constrained(noise.unsqueeze(-1) * unit, constraints.positive, unit=unit, floor=NOISE_FLOOR),
+            noise_variances=Constrained(noise.unsqueeze(-1) * found.within, constraints.positive, unit=unit, floor=NOISE_FLOOR),
         )
 
     def noise(self, theta: Parameters, left: Tensor, count: Tensor) -> Tensor:
         """One variance for each feature of each component."""
         found = torch.where(count > EMPTY, left / count.clamp(min=EMPTY), theta.noise_variances)
         return torch.maximum(found, NOISE_FLOOR * theta.unit_noise_variances)
-
-
-def within(weights: Tensor, covariances: Tensor) -> Tensor:
-    """(D,): the variance of each feature within the clusters, from their weights (K,) and covariances (K, D, D)."""
-    return weights @ covariances.diagonal(dim1=-2, dim2=-1)
 
 
 def local_pca(covariances: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from ppvae.gaussian import LOG_2PI, masked_covariance
+from ppvae.parameters import is_covariance
 
 NO_SHAPE = torch.Size()
 
@@ -45,15 +46,12 @@ class Masked(TorchDistribution):
 
 
 class _PositiveDefinite(constraints.Constraint):
-    """Torch's positive_definite, but symmetric up to rounding at the scale of rows and columns: small entries beside large ones are sums
-    of large terms."""
+    """Torch's positive_definite, in any units."""
 
     event_dim = 2
 
     def check(self, value: Tensor) -> Tensor:
-        sds = value.diagonal(dim1=-2, dim2=-1).abs().sqrt()
-        symmetric = (value - value.mT).abs() <= 1e-5 * sds.unsqueeze(-1) * sds.unsqueeze(-2)
-        return symmetric.all(-1).all(-1) & (torch.linalg.cholesky_ex(value).info == 0)
+        return is_covariance(value)
 
 
 class MaskedNormal(Masked):

@@ -166,7 +166,8 @@ class Parameters(nn.Module):
             return transform_to(constraint).inv(scaled).contiguous()
         # At its floor a value sits on the edge of the constraint, where the inverse is infinite: stay one part in 10^6 of the floor inside.
         above = scaled - _at_floor(constraint, floor, scaled)
-        inside = clip_eigenvalues(above, 1e-6 * floor) if _is_matrix(constraint) else above.clamp(min=1e-6 * floor)
+        margin = 1e-6 * floor
+        inside = clip_eigenvalues(above, margin + resolution(scaled)) if _is_matrix(constraint) else above.clamp(min=margin)
         return transform_to(constraint).inv(inside).contiguous()
 
     def at_floor(self) -> list[str]:
@@ -177,9 +178,8 @@ class Parameters(nn.Module):
             if floor == 0:
                 continue
             scaled = getattr(self, name).detach() / getattr(self, f"unit_{name}")
-            low = torch.linalg.eigvalsh(scaled)[..., 0] if _is_matrix(self._constraints[name]) else scaled
-            places = (low < 1.01 * floor).nonzero().tolist()
-            found += [f"{name}[{', '.join(map(str, p))}]" if p else name for p in places]
+            low = ~_exceeds(scaled, 1.01 * floor + 2 * resolution(scaled)) if _is_matrix(self._constraints[name]) else scaled < 1.01 * floor
+            found += [f"{name}[{', '.join(map(str, p))}]" if p else name for p in low.nonzero().tolist()]
         return found
 
     def emptied(self) -> list[str]:
@@ -249,16 +249,47 @@ def _trainable(name: str, constraint: constraints.Constraint) -> constraints.Con
 
 
 def clip_eigenvalues(covariance: Tensor, floor: Tensor | float) -> Tensor:
-    """The nearest symmetric matrix (..., D, D) whose eigenvalues are at least `floor`.
+    """The nearest symmetric matrix (..., D, D) that exceeds the diagonal one of `floor`, a number or (..., D), in every direction.
 
-    Among covariances bounded below by floor I it is also the one of highest Gaussian likelihood for a sample covariance, so an M-step
-    that ends with it is still an exact (constrained) maximum and EM still ascends.
+    Among covariances so bounded below it is also the one of highest Gaussian likelihood for a sample covariance, so an M-step that ends
+    with it is still an exact (constrained) maximum and EM still ascends.
     """
-    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    if bool((torch.linalg.cholesky_ex(covariance - floor * eye).info == 0).all()):  # ten times cheaper than the eigenvalues
+    least = torch.as_tensor(floor, dtype=covariance.dtype, device=covariance.device).expand(covariance.shape[:-1])
+    fine = _exceeds(covariance, least)
+    if bool(fine.all()):  # ten times cheaper than the eigenvalues
         return covariance
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=floor).unsqueeze(-2)) @ vectors.mT
+    units = least.sqrt().unsqueeze(-1) * least.sqrt().unsqueeze(-2)
+    values, vectors = torch.linalg.eigh(covariance / units)
+    clipped = (vectors * values.clamp(min=1.0).unsqueeze(-2)) @ vectors.mT * units
+    return torch.where(fine[..., None, None], covariance, clipped)
+
+
+def floored(covariance: Tensor, unit: Tensor, floor: float) -> Tensor:
+    """A sample covariance (..., D, D), rounded, as an M-step may return it: with every eigenvalue, in units, at least `floor`, and with a
+    Cholesky factor in its own precision."""
+    scaled = (covariance + covariance.mT) / (2 * unit)
+    return clip_eigenvalues(scaled, floor + resolution(scaled)) * unit
+
+
+def resolution(covariance: Tensor) -> Tensor:
+    """(..., D): what must be left of each variance, whatever the other columns explain of it, if rounding is not to make it negative."""
+    share = 64 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps
+    return share * covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0.0)
+
+
+def _exceeds(covariance: Tensor, least: Tensor) -> Tensor:
+    """(...): whether the covariance (..., D, D) is above the diagonal one of `least` (..., D) in every direction."""
+    return torch.linalg.cholesky_ex(covariance - least.expand(covariance.shape[:-1]).diag_embed()).info == 0
+
+
+def is_covariance(value: Tensor) -> Tensor:
+    """(...): whether a matrix (..., D, D) is positive definite, and symmetric up to rounding at the scale of its rows and columns.
+
+    What is 0 between columns in large units is a sum of large terms.
+    """
+    sds = value.diagonal(dim1=-2, dim2=-1).abs().sqrt()
+    symmetric = (value - value.mT).abs() <= 1e-5 * sds.unsqueeze(-1) * sds.unsqueeze(-2)
+    return symmetric.all(-1).all(-1) & (torch.linalg.cholesky_ex(value).info == 0)
 
 
 def _is_matrix(constraint: constraints.Constraint) -> bool:
@@ -270,8 +301,11 @@ def _at_floor(constraint: constraints.Constraint, floor: Tensor, like: Tensor) -
 
 
 def _satisfies(constraint: constraints.Constraint, value: Tensor) -> bool:
-    if _is_matrix(constraint):  # torch checks symmetry to 1e-6 absolute, which fails in large units
-        return torch.allclose(value, value.mT, rtol=1e-6) and bool((torch.linalg.cholesky_ex(value).info == 0).all())
+    if _is_matrix(constraint):
+        return bool(is_covariance(value).all())
+    if isinstance(constraint, type(constraints.simplex)):  # many shares round to a sum further from 1 than torch allows
+        away = max(1e-6, value.shape[-1] * torch.finfo(value.dtype).eps)
+        return bool((value >= 0).all()) and bool(((value.sum(-1) - 1).abs() <= away).all())
     return bool(constraint.check(value).all())
 
 
