@@ -16,8 +16,8 @@ from ppvae.shared import Draws
 
 NOISE = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SPREADS = torch.tensor([1.0, 1.0, 3.0, 3.0], dtype=torch.float64).unsqueeze(1)
-# Blocks of 250 draws that are wide or narrow in turn: the middle of the law is seen often, its tails a few times.
-BLOCKS = NOISE * (1 + 4 * (torch.arange(1000) // 250 % 2))
+# Wide for 80 draws in the middle of each half: the chain's tails are seen twice.
+BLOCKS = NOISE * torch.where((torch.arange(1000) % 500 - 240).abs() < 40, 6.0, 1.0)
 
 
 def numbers(said: str) -> list[float]:
