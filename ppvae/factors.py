@@ -240,6 +240,14 @@ class Factors(nn.Module):
         for name, part in self.factors.items():
             self.add_module(name, part)
 
+    def moments(self) -> dict[str, Moments]:
+        """The expected statistics of each factor."""
+        return {name: part.moments() for name, part in self.factors.items()}
+
+    def divergence(self) -> float:
+        """KL(q || prior), total nats, as `Factor.divergence` has it."""
+        return sum(float(part.divergence()) for part in self.factors.values())
+
     def forward(self, batch: Batch) -> None:
         for name, part in self.factors.items():
             pyro.sample(name, part.distribution)

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
 
@@ -169,12 +169,19 @@ def by_draws(score: Callable[[Batch, int], Tensor], data: Data, draws: int, shar
         return torch.cat([score(data.batch(), min(at_once, draws - done)) for done in range(0, draws, at_once)])
 
 
-def sampled_elbo(program: Program, guide: nn.Module, data: Data, draws: int = 100, shared: bool = False) -> Scores:
+def sampled_elbo(
+    program: Program, guide: nn.Module, data: Data, draws: int = 100, shared: bool = False, learnt_from: int | None = None
+) -> Scores:
     """The ELBO of each row by Monte Carlo over the guide, with its standard error. Uses torch's global generator.
 
-    shared: whether the rows share some latents, and so the guide's draws of them.
+    shared: whether the rows share some latents, and so the guide's draws of them.  learnt_from: how many rows the guide of those was fitted
+    to, over which their KL is spread (None: these rows).
     """
-    draws_of = by_draws(lambda batch, s: elbo_rows(program, guide, batch, s), data, draws, shared)
+
+    def bound(batch: Batch, s: int) -> Tensor:
+        return elbo_rows(program, guide, batch if learnt_from is None else replace(batch, n_total=learnt_from), s)
+
+    draws_of = by_draws(bound, data, draws, shared)
     together = float(error_of_mean(draws_of.mean(1))) if shared else None
     return Scores(draws_of.mean(0), error_of_mean(draws_of), f"Monte Carlo, {draws} draws", together)
 
@@ -210,12 +217,12 @@ def predictive_density(rows: Tensor, data: Data) -> Scores:
     return Scores(of_something(value, data), of_something(spread, data), how, together)
 
 
-def shared_divergence(program: Program, guide: nn.Module, data: Data, draws: int = 1000) -> Scores:
+def shared_divergence(program: Program, guide: nn.Module, data: Data, draws: int = 1000, bound: float | None = None) -> Scores:
     """KL(q || p) / N of the latents that all rows share, for every row alike: log-evidence by importance sampling, less the ELBO.
 
-    Both come from the same draws, so most of their error cancels. A guide that stays in one labelling of K exchangeable components is
-    held against that labelling's share of the posterior. NaN where a handful of draws carry all the weight: the guide is then too far
-    from the posterior for its draws to say how far.
+    bound: the ELBO in nats per row where there is a formula; else both come from the same draws, so most of their error cancels. A guide
+    that stays in one labelling of K exchangeable components is held against that labelling's share of the posterior. NaN where a handful
+    of draws carry all the weight: the guide is then too far from the posterior for its draws to say how far.
     """
     weights = by_draws(lambda batch, s: log_weights(program, guide, batch, s), data, draws, shared=True).sum(1)
     evidence, share = mean_weight(weights)
@@ -223,8 +230,8 @@ def shared_divergence(program: Program, guide: nn.Module, data: Data, draws: int
     how = f"importance sampling, effective sample size {size:.0f} of {draws}"
     if size < ENOUGH:
         return Scores(np.full(data.n_rows, np.nan), how=f"unknown: {how} is too small")
-    error = float(error_of_mean(draws * share - weights) / data.n_rows)
-    value = (evidence - weights.mean()) / data.n_rows
+    error = float(error_of_mean(draws * share - (weights if bound is None else 0.0)) / data.n_rows)
+    value = evidence / data.n_rows - (weights.mean() / data.n_rows if bound is None else bound)
     return Scores(value.expand(data.n_rows), torch.full_like(data.x[:, 0], error), how, error)
 
 

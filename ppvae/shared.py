@@ -8,12 +8,13 @@ import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import get_plates
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Transform, constraints
 
 from ppvae.bijections import bijection, carried, free_shape, unit_tril
 from ppvae.data import Batch, Data
+from ppvae.messages import unknown
 from ppvae.model import Model, ask
-from ppvae.parameters import Parameters
+from ppvae.parameters import Parameters, in_words
 from ppvae.program.joint import Site, is_row_site, latent_sites
 
 PRIOR_DRAWS = 200  # of which the median and the spread of a prior are taken
@@ -31,6 +32,11 @@ class Place:
     @property
     def free_shape(self) -> torch.Size:
         return free_shape(self.shape, self.support)
+
+    @property
+    def value(self) -> Tensor:
+        """The start as the story has it."""
+        return bijection(self.support)(self.start.reshape(self.free_shape))
 
 
 def shared_sites(model: Model, theta: Parameters, data: Data) -> dict[str, Site]:
@@ -52,19 +58,39 @@ def shared_sites(model: Model, theta: Parameters, data: Data) -> dict[str, Site]
 
 
 def places(model: Model, theta: Parameters, data: Data) -> dict[str, Place]:
-    """Where each shared latent begins: at the model's own `shared_start`, else at its prior's median. Uses torch's seed."""
+    """Where each shared latent begins: at the model's own `shared_start`, else at its prior's median. Uses torch's seed.
+
+    Raises ValueError for a `shared_start` that names what no rows share, or whose values a site could not have.
+    """
     generator = torch.Generator().manual_seed(torch.initial_seed())
     given = ask(model, "shared_start", theta, data, generator)
-    found = {}
-    for name, site in shared_sites(model, theta, data).items():
+    sites, found = shared_sites(model, theta, data), {}
+    for name, value in given.items():
+        if name not in sites:
+            raise unknown("shared latent in shared_start", name, sites)
+        if value.shape != sites[name]["fn"].event_shape:
+            due, got = (tuple(of) for of in (sites[name]["fn"].event_shape, value.shape))
+            raise ValueError(f"{model.name}: shared_start gives {name!r} the shape {got}, but the story {due}: give it as the story does")
+    for name, site in sites.items():
         to_support = bijection(site["fn"].support)
         drawn = to_support.inv(site["fn"].sample(torch.Size([PRIOR_DRAWS]))).reshape(PRIOR_DRAWS, -1)
-        spread = drawn.std(0) if drawn.numel() else drawn[0]
-        start = drawn.median(0).values if name not in given else to_support.inv(given[name].to(drawn)).reshape(-1)
+        spread = drawn.std(0) if drawn.numel() else drawn[0]  # a simplex of one share has no free number
+        start = drawn.median(0).values if name not in given else _free(model, name, given[name].to(drawn), to_support)
         # A prior so wide that its draws leave the floating range says nothing of the scale.
         unit = torch.where(torch.isfinite(spread) & (spread > 0), spread, 1.0)
         found[name] = Place(site["fn"].event_shape, site["fn"].support, torch.nan_to_num(start), unit)
     return found
+
+
+def _free(model: Model, name: str, value: Tensor, to_support: Transform) -> Tensor:
+    """(P,): the unconstrained numbers behind a start. Raises ValueError for one outside its support."""
+    try:
+        start = to_support.inv(value).reshape(-1)
+    except torch.linalg.LinAlgError:
+        start = value.new_full((1,), torch.nan)
+    if start.isnan().any():
+        raise ValueError(f"{model.name}: shared_start gives {name!r} a value that it cannot have: give {in_words(to_support.codomain)}")
+    return start
 
 
 class SharedGaussian(nn.Module):

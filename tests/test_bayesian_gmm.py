@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.distributions as dist
 import twins
 
 import ppvae
@@ -124,6 +125,80 @@ def test_em_is_cavi_with_points_under_flat_priors(covariance):
     assert points.log_likelihood(data).mean() == pytest.approx(float(em.log_likelihood(data).mean()), abs=1e-7)
     assert np.allclose(points.params["means"], em.params["means"], rtol=1e-3)
     assert np.allclose(points.params["weights"], em.params["weights"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", [ppvae.CAVI(), ppvae.CAVI(max_sweeps=3)], ids=lambda m: m.describe())
+@pytest.mark.parametrize(("covariance", "holes"), [("full", 0.0), ("diag", 0.0), ("full", 0.2)])
+def test_the_history_and_the_fit_speak_of_one_bound(method, covariance, holes):
+    whole = ppvae.load_data("faithful")
+    data = whole.with_holes(holes) if holes else whole
+    fit = ppvae.fit(BayesianGMM(2, covariance), data, method)
+    bound = fit.elbo(data)
+    assert bound.exact
+    assert fit.history.elbo.iloc[-1] == pytest.approx(bound.mean(), rel=1e-12)
+    assert fit.history.step.tolist() == list(range(fit.steps + 1))
+    assert fit.elbo(data.take(range(5))).values == pytest.approx(bound[:5].values, rel=1e-12)
+    assert fit.converged == (method == ppvae.CAVI())
+
+
+def test_the_bound_is_the_one_of_its_definition():
+    """Of one component it is E_q log p(x | mean, precision) - KL(q || prior), here over draws; evidence less bound is the divergence."""
+    data = ppvae.load_data("faithful").take(range(40))
+    fit = ppvae.fit(BayesianGMM(1, "diag"), data)
+    torch.manual_seed(0)
+    m, p = fit.guide.factors["means"], fit.guide.factors["precisions"]
+    means = dist.Normal(m.loc[0], m.covariance[0].diagonal().sqrt()).sample((20_000, 1))
+    precisions = dist.Gamma(p.concentration[0], p.rate[0]).sample((20_000, 1))
+    rows = dist.Normal(means, precisions.rsqrt()).log_prob(data.x).sum(-1)  # (S, N)
+    priors = dist.Normal(m.prior_loc[0], m.prior_covariance[0].diagonal().sqrt()), dist.Gamma(p.prior_concentration[0], p.prior_rate[0])
+    posteriors = dist.Normal(m.loc[0], m.covariance[0].diagonal().sqrt()), dist.Gamma(p.concentration[0], p.rate[0])
+    divergence = sum(float(dist.kl_divergence(q, prior).sum()) for q, prior in zip(posteriors, priors, strict=True))
+    known, error = float(rows.sum(1).mean()) - divergence, float(rows.sum(1).std()) / 20_000**0.5
+    assert fit.elbo(data).sum() == pytest.approx(known, abs=5 * error)
+    gap = fit.kl(data)
+    weights = rows.sum(1) + sum(prior.log_prob(v[:, 0]).sum(-1) for prior, v in zip(priors, (means, precisions), strict=True))
+    weights = weights - sum(q.log_prob(v[:, 0]).sum(-1) for q, v in zip(posteriors, (means, precisions), strict=True))
+    evidence = float(weights.logsumexp(0) - np.log(20_000))
+    assert gap.sum() == pytest.approx(evidence - fit.elbo(data).sum(), abs=5 * gap.mean_standard_error * 40 + 0.01)
+    assert 0 < gap.sum() < 0.5
+
+
+def test_points_have_a_likelihood_and_no_bound():
+    data = ppvae.load_data("faithful")
+    fit = ppvae.fit(BayesianGMM(2), data, ppvae.CAVI(point=True))
+    assert fit.history.elbo.isna().all()
+    assert np.isnan(fit.elbo(data)).all()
+    found, p = fit.log_likelihood(data), fit.params
+    each = [
+        dist.MultivariateNormal(torch.as_tensor(m), precision_matrix=torch.as_tensor(q))
+        for m, q in zip(p["means"], p["precisions"], strict=True)
+    ]
+    known = torch.stack([np.log(w) + one.log_prob(data.x) for w, one in zip(p["weights"], each, strict=True)]).logsumexp(0)
+    assert found.exact
+    assert found.values == pytest.approx(known.numpy(), rel=1e-9)
+    assert fit.history.log_likelihood.iloc[-1] == pytest.approx(float(known.mean()), rel=1e-9)
+
+
+def begun(start):
+    """A mixture whose shared latents begin where `start` of its own start says."""
+    return type("Begun", (BayesianGMM,), {"shared_start": lambda self, *given: start(BayesianGMM.shared_start(self, *given))})(2)
+
+
+def test_cavi_begins_where_the_model_says_and_else_at_the_priors_medians():
+    data = ppvae.load_data("faithful")
+    usual = ppvae.fit(BayesianGMM(2), data)
+    for start in (dict, lambda own: {}, lambda own: {"means": own["means"]}, lambda own: {"weights": own["weights"]}):
+        fit = ppvae.fit(begun(start), data, ppvae.CAVI())
+        assert fit.converged, fit.status
+        assert fit.history.elbo.iloc[-1] == pytest.approx(usual.history.elbo.iloc[-1], abs=1e-6)
+    far = ppvae.fit(begun(lambda own: own | {"means": own["means"].flip(0)}), data, ppvae.CAVI())
+    assert far.params["means"][0] == pytest.approx(usual.params["means"][1], rel=1e-2)
+    with pytest.raises(ValueError, match="unknown shared latent in shared_start 'mean': did you mean 'means'"):
+        ppvae.fit(begun(lambda own: {"mean": own["means"]}), data, ppvae.CAVI())
+    with pytest.raises(ValueError, match=r"shared_start gives 'means' the shape \(2,\), but the story \(2, 2\)"):
+        ppvae.fit(begun(lambda own: {"means": own["means"][0]}), data, ppvae.SVI(steps=1))
+    with pytest.raises(ValueError, match="shared_start gives 'precisions' a value that it cannot have"):
+        ppvae.fit(begun(lambda own: {"precisions": -own["precisions"]}), data, ppvae.CAVI())
 
 
 def test_svi_comes_close_to_cavi_and_bounds_the_evidence_from_nearer():

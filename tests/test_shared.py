@@ -17,6 +17,8 @@ from ppvae import guides
 from ppvae.bijections import PositiveDefinite, bijection, unit_tril
 from ppvae.distributions import Wishart
 from ppvae.inference.fit import start
+from ppvae.inference.method import Task, seeded
+from ppvae.inference.svi import Training, posterior_of_shared
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.joint import log_joint, random_sites
@@ -187,6 +189,98 @@ def test_a_divergence_is_the_known_one_and_errs_as_much_as_it_says(stretch):
     assert spread_in_errors([(s[0], s.mean_standard_error) for s in found], known) == pytest.approx(1, abs=5 / sqrt(2 * 60))
     bounds = [sampled_elbo(partial(Mean().model, Parameters()), guide, DATA, 100, shared=True) for _ in range(60)]
     assert spread_in_errors([(s.mean(), s.mean_standard_error) for s in bounds], EVIDENCE - known) == pytest.approx(1, abs=5 / sqrt(2 * 60))
+
+
+def expected(rows: ppvae.Data, loc: float, sd: float, learnt_from: int) -> torch.Tensor:
+    """(N,): E_q log N(x_n; mu, 1) less an N-th of KL(q || N(0, 10^2)) for q = N(loc, sd^2), N the rows that q was learnt from."""
+    fitted = -0.5 * log(2 * pi) - 0.5 * ((rows.x[:, 0] - loc).square() + sd**2)
+    return fitted - (log(10 / sd) + (sd**2 + loc**2) / 200 - 0.5) / learnt_from
+
+
+def gaussian_of(guide: torch.nn.Module) -> tuple[float, float]:
+    return float(guide.unit * guide.loc.detach()), float(guide.unit * guide.log_scale.detach().exp())
+
+
+@pytest.mark.parametrize(
+    "rows", [DATA, DATA.take(range(7)), DATA.take([0]), DATA.take([*range(ROWS)] * 2)], ids=lambda rows: str(rows.n_rows)
+)
+def test_a_row_s_bound_does_not_depend_on_the_rows_beside_it(svi, rows):
+    known = expected(rows, *gaussian_of(svi.guide.shared), ROWS).numpy()
+    found, predictive = svi.elbo(rows, draws=2000), svi.log_likelihood(rows)
+    assert (abs(found - known) < 5 * found.standard_error).all()
+    assert (found < predictive + 5 * found.standard_error).all()
+    assert np.allclose(predictive[:1], svi.log_likelihood(DATA)[:1])
+
+
+def test_a_divergence_is_known_from_the_rows_of_the_fit_alone(svi):
+    """In any order; of others it would be that to another posterior."""
+    turned, other = svi.kl(DATA.take(range(ROWS - 1, -1, -1))), svi.kl(DATA.take(range(10)))
+    assert turned.mean() == pytest.approx(svi.kl(DATA).mean(), abs=1e-12)
+    assert np.isnan(other).all()
+    assert np.isnan(other.mean_standard_error)
+    assert other.how == "unknown: what all rows share was learnt from others, so ask with those"
+    assert np.isnan(svi.kl(ppvae.Data(DATA.x.numpy() + 0.1))).all()
+
+
+@dataclass(frozen=True)
+class Scaled(Mean):
+    """The same with a scale to be learnt beside the posterior."""
+
+    def init(self, data, generator):
+        return Parameters(scale=ppvae.Constrained(torch.tensor(1.0), constraints.positive))
+
+    def model(self, theta, batch):
+        mu = pyro.sample("mu", dist.Normal(batch.x.new_zeros(()), 10.0))
+        with batch.rows:
+            pyro.sample("x", dist.Normal(mu.unsqueeze(-1), theta.scale).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+@pytest.mark.parametrize("model", [Mean(), Scaled()], ids=lambda model: model.name)
+def test_held_out_rows_do_not_widen_a_posterior(model):
+    """The posterior is that of the 40 rows that were trained on, whatever the other 10 chose."""
+    fit = ppvae.fit(model, DATA, ppvae.SVI(steps=1500, holdout=0.2, particles=10, patience=3))
+    scale = float(fit.params.get("scale", 1.0))
+    known = (1 / 100 + 0.8 * ROWS / scale**2) ** -0.5
+    print(model, gaussian_of(fit.guide.shared)[1] / known, fit.status)
+    assert gaussian_of(fit.guide.shared)[1] == pytest.approx(known, rel=0.1)
+    assert fit.steps == 1500
+    early = "stopped early at step" in fit.status and fit.status.endswith(
+        "from there the posterior of what all rows share was trained alone"
+    )
+    assert early == (model == Scaled())
+
+
+def test_a_held_out_bound_bears_its_share():
+    """The share of a row, held out or trained on, is that of one among the rows trained on."""
+    train, held = DATA.split(0.2)
+    with seeded(0):
+        guide = guides.build(Mean(), Parameters(), train)
+        method = ppvae.SVI(steps=1, holdout=0.2, particles=20_000)
+        guide.shared.loc.data.fill_(float(train.mean / guide.shared.unit))
+        guide.shared.log_scale.data.fill_(log(0.2 / float(guide.shared.unit)))
+        training = Training(method, Task(Mean(), train, Parameters(), None, 0), train, held, guide)
+    loc, sd = gaussian_of(guide.shared)
+    found, known = training._heldout(), float(expected(held, loc, sd, train.n_rows).mean())
+    spread = sd * float((held.x - loc).mean().abs() + sd)  # of the mean over rows in one draw, to first order
+    assert found == pytest.approx(known, abs=5 * spread / sqrt(20_000))
+    assert abs(known - float(expected(held, loc, sd, held.n_rows).mean())) > 20 * spread / sqrt(20_000)
+
+
+def test_which_parameters_a_shared_posterior_has():
+    class Points(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mu, self.code = (torch.nn.Parameter(torch.zeros(())) for _ in range(2))
+
+        def forward(self, batch):
+            pyro.sample("mu", dist.Delta(self.mu))
+            with batch.rows:
+                pyro.sample("z", dist.Normal(self.code, 1.0))
+
+    points, gaussian = Points(), built(Supports(), DATA, "full")
+    assert posterior_of_shared(points, DATA.head()) == {points.mu}
+    assert posterior_of_shared(gaussian, DATA.head()) == set(gaussian.shared.parameters())
+    assert posterior_of_shared(built(ppvae.models.PPCA(1), ppvae.load_data("iris")), ppvae.load_data("iris").head()) == set()
 
 
 def test_the_sampler_finds_a_known_posterior():

@@ -6,6 +6,7 @@ formula (`ppvae.factors`). The bound never falls. With point masses for factors 
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from ppvae.data import Batch, Data
 from ppvae.factors import Factors, Moments
 from ppvae.inference.method import Method, Outcome, Task
 from ppvae.model import Model
+from ppvae.shared import places
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class CAVI(Method):
 
     max_sweeps: over all factors, at most.  tolerance: nats per row; CAVI stops when a sweep gains less.
     point: put each factor's mass on its mode: the maximum a posteriori, and EM's fixed point where the priors are flat.
+    It begins at the model's `shared_start`, and at the prior's median of what that leaves out. The history's elbo, from before the first
+    sweep to after the last, is the bound that `fit.elbo` gives; of points, which have none, it has the log-likelihood.
     """
 
     max_sweeps: int = 2000
@@ -43,15 +47,16 @@ class CAVI(Method):
         history: list[dict[str, float]] = []
         status, converged = f"stopped at max_sweeps={self.max_sweeps} before the tolerance was met: raise max_sweeps", False
         before = -torch.inf
-        for sweep in range(1, self.max_sweeps + 1):
-            bound = field.sweep()
-            history.append({"step": sweep, "seconds": time.perf_counter() - began, "elbo": bound})
+        for sweep, (rows, bound) in enumerate(field.climb()):
+            said = {"log_likelihood": rows} if self.point else {"elbo": bound}  # points have no bound
+            history.append({"step": sweep, "seconds": time.perf_counter() - began, **said})
             task.progress(sweep, self.max_sweeps, f"{bound:.6f} nats per row")
             if not bound >= before - 1e-10 * (1 + abs(bound)):
                 status = f"the bound went from {before} to {bound} at sweep {sweep}: the model's mean_field does not belong to its story"
                 break
             if bound - before < self.tolerance:
                 status, converged = f"converged: the last sweep gained less than {self.tolerance:g} nats per row", True
+            if converged or sweep == self.max_sweeps:
                 break
             before = bound
         return Outcome(field.guide, status, converged, sweep, "closed forms", history)
@@ -67,21 +72,22 @@ class MeanField:
         self.guide = Factors(task.model, task.theta, task.data, point)
         self.factors = self.guide.factors
         # The start is a point; every factor's first update is made from it.
-        start = task.model.shared_start(task.theta, task.data, torch.Generator().manual_seed(task.seed))
-        moments = {name: part.moments_at(start[name].to(task.data.x)) for name, part in self.factors.items()}
+        start = places(task.model, task.theta, task.data)
+        moments = {name: part.moments_at(start[name].value) for name, part in self.factors.items()}
         gradients = {name: self.gradient(moments, name)[1] for name in self.factors}
         for name, part in self.factors.items():
             part.update(gradients[name], moments[name])
 
-    def sweep(self) -> float:
-        """Update each factor in turn; the bound, nats per row, before the last update."""
-        bound = -torch.inf
-        for name, part in self.factors.items():
-            moments = {other: f.moments() for other, f in self.factors.items()}
-            value, gradient = self.gradient(moments, name)
-            bound = value - sum(float(f.divergence()) for f in self.factors.values())
-            part.update(gradient, moments[name])
-        return bound / self.task.data.n_rows
+    def climb(self) -> Iterator[tuple[float, float]]:
+        """The rows' part of the bound, and all of it, nats per row, at the factors as they are; then each is updated in turn, and again."""
+        n_rows = self.task.data.n_rows
+        while True:
+            for place, (name, part) in enumerate(self.factors.items()):
+                moments = self.guide.moments()
+                value, gradient = self.gradient(moments, name)
+                if place == 0:
+                    yield value / n_rows, (value - self.guide.divergence()) / n_rows
+                part.update(gradient, moments[name])
 
     def gradient(self, moments: dict[str, Moments], name: str) -> tuple[float, Moments]:
         """The rows' part of the bound, total nats, and its gradient in the moments of one factor."""

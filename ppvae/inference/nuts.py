@@ -86,7 +86,7 @@ class Posterior:
         self.task, self.method = task, method
         self.program = partial(task.model.model, task.theta)
         self.sites: dict[str, Place] = places(task.model, task.theta, task.data)
-        self.start = {name: bijection(p.support)(p.start.reshape(p.free_shape)) for name, p in self.sites.items()}
+        self.start = {name: place.value for name, place in self.sites.items()}
         self.position = nn.ParameterDict({name: p.start.clone() for name, p in self.sites.items()})  # in an order of its own
         self.batch: Batch = task.data.batch()
         self.rows: Derived | None = None

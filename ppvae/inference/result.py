@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ppvae.data import Batch, Data, Summary
 from ppvae.exact import Exact, ExactGuide, Posterior, kl
+from ppvae.factors import Factors
 from ppvae.inference.method import Method, seeded
 from ppvae.messages import unknown
 from ppvae.model import Model
@@ -26,7 +27,16 @@ from ppvae.program.joint import Program, in_draws, is_finite, is_row_site, laten
 from ppvae.program.observed import Observed, check_holes_unread, observed
 from ppvae.program.read import read_guide
 from ppvae.ranges import check_rows
-from ppvae.scores import AT_ONCE, Scores, exact_log_marginal, predictive_density, sampled_elbo, sampled_evidence, shared_divergence
+from ppvae.scores import (
+    AT_ONCE,
+    Scores,
+    by_chunks,
+    exact_log_marginal,
+    predictive_density,
+    sampled_elbo,
+    sampled_evidence,
+    shared_divergence,
+)
 from ppvae.shared import Draws, shared_sites
 
 
@@ -146,23 +156,42 @@ class Fit:
         if self.exact is not None:
             return Scores(exact_log_marginal(self.exact, self.theta, data))
         if self.shared and not self.encodes:
-            drawn = {n: torch.as_tensor(v).to(data.x) for n, v in self.shared_draws(self._available(draws), seed).items()}
+            drawn = {
+                n: torch.as_tensor(v).to(data.x)
+                for n, v in self.shared_draws(1 if self._is_point else self._available(draws), seed).items()
+            }
             rows = rows_log_likelihood(self.model, self.theta, data, drawn)
             if rows is not None:
-                return predictive_density(rows, data)
+                return Scores(rows[0]) if self._is_point else predictive_density(rows, data)
         with seeded(seed, self.device):
             return sampled_evidence(self.program, self.guide, data, draws, bool(self.shared))
 
     def elbo(self, data: object, draws: int = 100, seed: int = 0) -> Scores:
-        """(N,) nats per row, the evidence lower bound under this fit's guide: exact where the KL is, else Monte Carlo."""
+        """(N,) nats per row, the evidence lower bound under this fit's guide: exact where the KL is, else Monte Carlo.
+
+        What all rows share was learnt from the N rows of the fit, so each row, one of those or not, bears an N-th of its KL to the prior:
+        a row's bound does not depend on the rows beside it, and those of the fit's own rows sum to the bound on their evidence. After CAVI
+        it is the bound that was climbed, exactly.
+        """
         data, draws = self.take(data), counted(draws, "draws")
         divergence = self._exact_kl(data)
         if divergence is not None and self.exact is not None:
             return Scores(exact_log_marginal(self.exact, self.theta, data) - divergence)
         if not self._has_density:
             return Scores(np.full(data.n_rows, np.nan), how="none: draws and points have no density, so no bound")
+        bound = self._mean_field(data)
+        if bound is not None:
+            return Scores(bound)
         with seeded(seed, self.device):
-            return sampled_elbo(self.program, self.guide, data, draws, bool(self.shared))
+            return sampled_elbo(self.program, self.guide, data, draws, bool(self.shared), self.trained_on.n_rows)
+
+    def _mean_field(self, data: Data) -> Tensor | None:
+        """(N,): the bound that CAVI climbs, of each row; None for another guide."""
+        exact = self.model.closed_forms
+        if not isinstance(self.guide, Factors) or exact is None:
+            return None
+        moments, share = self.guide.moments(), self.guide.divergence() / self.trained_on.n_rows
+        return by_chunks(lambda batch: exact.mean_field(self.theta, moments, batch), data, exact.chunk_rows(data)) - share
 
     @cached_property
     def _has_density(self) -> bool:
@@ -170,8 +199,17 @@ class Fit:
         sites = sites_of(self.guide, self._sketch.head()) if self.shared else {}
         return not any(isinstance(sites[name]["fn"], Delta) for name in self.shared)
 
+    @property
+    def _is_point(self) -> bool:
+        """Whether the guide puts all its mass on one value of what all rows share."""
+        return bool(self.shared) and not self._has_density and not isinstance(self.guide, Draws)
+
     def kl(self, data: object, draws: int = 100, seed: int = 0) -> Scores:
-        """(N,) nats per row, KL(q(latents | x) || p(latents | x)): exact, or log-likelihood less ELBO with the error of both."""
+        """(N,) nats per row, KL(q(latents | x) || p(latents | x)): exact, or log-likelihood less ELBO with the error of both.
+
+        Where all rows share latents: an N-th of the KL to their posterior given the N rows of the fit, so that ELBO and KL of those sum to
+        their log-evidence (not to the log-likelihood, which is predictive). It takes those rows to know; of others it is NaN.
+        """
         data, draws = self.take(data), counted(draws, "draws")
         divergence = self._exact_kl(data)
         if divergence is not None:
@@ -179,11 +217,20 @@ class Fit:
         if not self._has_density:
             return self.elbo(data)
         if self.shared:
+            if not self._learnt_from(data):
+                return Scores(np.full(data.n_rows, np.nan), how="unknown: what all rows share was learnt from others, so ask with those")
+            bound = self._mean_field(data)
             with seeded(seed, self.device):
-                return shared_divergence(self.program, self.guide, data)
+                return shared_divergence(self.program, self.guide, data, bound=None if bound is None else float(bound.mean()))
         evidence, bound = self.log_likelihood(data, seed=seed), self.elbo(data, draws, seed)
         errors = [np.asarray(s.standard_error) for s in (evidence, bound) if s.standard_error is not None]
         return Scores(np.asarray(evidence) - np.asarray(bound), np.sqrt(sum(e**2 for e in errors)), f"{evidence.how} less {bound.how}")
+
+    def _learnt_from(self, data: Data) -> bool:
+        """Whether these are the rows of the fit, in any order, as far as a summary tells: as many, of the same means and spreads."""
+        here, there = ((np.array(s.mean), np.array(s.scale)) for s in (data.summary(), self.trained_on))
+        near = 1e-6 * there[1] + 8 * torch.finfo(self.dtype).eps * np.abs(there[0])
+        return data.n_rows == self.trained_on.n_rows and all(bool((abs(a - b) <= near).all()) for a, b in zip(here, there, strict=True))
 
     def _exact_kl(self, data: Data) -> Tensor | None:
         if isinstance(self.guide, ExactGuide):

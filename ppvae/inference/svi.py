@@ -8,22 +8,23 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from ppvae import guides
 from ppvae.data import Batch, Data
-from ppvae.inference.method import Method, Outcome, Task, floor_warning
+from ppvae.inference.method import Method, Outcome, Task, floor_warning, seeded
 from ppvae.inference.objectives import Rows, objective, reweighed_rows
 from ppvae.messages import few
 from ppvae.program.capture import CaptureError, CompileError, capture, compiled, operations, tensors_of
 from ppvae.program.derive import exact_forms
-from ppvae.program.joint import is_row_site, sites_of
+from ppvae.program.joint import is_row_site, random_sites, sites_of
 from ppvae.scores import exact_log_marginal
 
 LOGGED = 100  # points of the history
@@ -48,7 +49,8 @@ class SVI(Method):
     compile: "auto" captures the program where it can, and compiles the graph where the steps to come win that back; True insists on both;
         False runs Pyro.
     holdout: a share of the rows kept out of training; SVI stops when their smoothed ELBO has not risen for `patience` logged points (a
-        hundredth of the steps each), and keeps the parameters of the best one. 0: no early stop.
+        hundredth of the steps each), and keeps the parameters of the best one. The posterior of what all rows share is no such choice: at
+        those parameters it takes the rest of the steps, and where nothing else is learnt, all of them. 0: no early stop.
     """
 
     guided: ClassVar[bool] = True
@@ -309,6 +311,18 @@ class Step:
             parameter.grad = gradient
 
 
+def posterior_of_shared(guide: nn.Module, batch: Batch) -> set[nn.Parameter]:
+    """The guide's parameters that its draws of what all rows share come from."""
+    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), torch.enable_grad():
+        sites = [site for site in random_sites(poutine.trace(guide).get_trace(batch)).values() if not is_row_site(site)]
+        # By the density of a draw, and for points, which have none, by the draw itself.
+        said = sum(site["fn"].log_prob(site["value"].detach()).sum() + site["value"].sum() for site in sites)
+    own = [p for p in guide.parameters() if p.requires_grad]
+    if not own or not isinstance(said, Tensor) or not said.requires_grad:
+        return set()
+    return {p for p, gradient in zip(own, torch.autograd.grad(said, own, allow_unused=True), strict=True) if gradient is not None}
+
+
 class Training:
     """The loop: batches, steps, the schedule, and a log that never waits for the device between its points.
 
@@ -332,6 +346,9 @@ class Training:
         self.smoothed: list[float] = []
         self.best = -math.inf
         self.best_state: dict[str, Tensor] | None = None
+        # What held-out rows choose is the rest: a posterior learns nothing by heart, and is that of the training rows at its end alone.
+        self.posterior = set() if held is None else posterior_of_shared(guide, data.head())
+        self.settling: Adam | None = None
 
     def loop(self) -> None:
         """Train; ends with the parameters of the last finite point, or of the best held-out one."""
@@ -356,10 +373,13 @@ class Training:
                     self._restore(self.best_state)
                     best = f"best {self.best:.4f} nats per row"
                     self.status = f"stopped early at step {self.done}: the held-out {self.title} no longer rises ({best})"
-                    return
+                    if not self.posterior:
+                        return
+                    self.status += "; from there the posterior of what all rows share was trained alone"
+                    self.settling, self.best_state = Adam(list(self.posterior)), None
         if self.best_state is not None:
             self._restore(self.best_state)
-        self.status = self._final_status()
+        self.status = self.status or self._final_status()
 
     def _trouble(self) -> str:
         """What is not finite, and what to try, from one more run at the last good parameters."""
@@ -386,8 +406,8 @@ class Training:
         return loss
 
     def turn(self, step: int) -> Adam:
-        """What moves at this step: everything."""
-        return self.optimizer
+        """What moves at this step: everything, until held-out rows have chosen."""
+        return self.settling or self.optimizer
 
     def due(self) -> bool:
         """Whether a point of the history is due."""
@@ -421,17 +441,24 @@ class Training:
 
     @torch.no_grad()
     def _heldout(self) -> float:
+        """The objective's mean over the held-out rows, at the same draws in each point.
+
+        They bear no more of the KL of what all rows share than as many training rows do.
+        """
         assert self.held is not None
-        draws = self.step.objective.rows(self.step.program, self.step.guide, self.held.batch(), max(10, self.method.draws))
-        return float(draws.mean())
+        batch, draws = replace(self.held.batch(), n_total=self.data.n_rows), max(10, self.method.draws)
+        with seeded(self.task.seed, self.data.device):
+            return float(self.step.objective.rows(self.step.program, self.step.guide, batch, draws).mean())
 
     def _should_stop(self) -> bool:
-        if self.held is None:
+        """Whether the held-out rows have seen no rise for long; keeps the best state of what they choose."""
+        if self.held is None or self.settling or self.posterior.issuperset(self.step.parameters):
             return False
         recent = [p["heldout_elbo"] for p in self.history[-5:] if "heldout_elbo" in p]
         self.smoothed.append(sum(recent) / len(recent))
         if self.smoothed[-1] > self.best:
-            self.best, self.best_state = self.smoothed[-1], self._state()
+            left = {name for name, p in self.step.module.named_parameters() if p in self.posterior}
+            self.best, self.best_state = self.smoothed[-1], {n: v for n, v in self._state().items() if n not in left}
         return len(self.smoothed) - 1 - self.smoothed.index(max(self.smoothed)) >= self.method.patience
 
     def _final_status(self) -> str:
@@ -457,4 +484,4 @@ class Training:
 
     def _restore(self, state: dict[str, Tensor] | None) -> None:
         assert state is not None
-        self.step.module.load_state_dict(state)
+        self.step.module.load_state_dict(state, strict=False)
