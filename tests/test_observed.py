@@ -223,6 +223,20 @@ def test_a_hole_that_a_distribution_reads_is_refused_before_the_fit():
     started(autoregression, holes)
 
 
+def test_holes_that_come_after_the_fit_are_seen_too():
+    """A story without a mask, fitted to complete rows, is not asked to score rows that lack a whole column."""
+
+    def body(theta, batch):
+        z = pyro.sample("z", dist.Normal(batch.x.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(theta.mean + z * theta.loadings, 1.0).to_event(1), obs=batch.x)
+
+    fit, holes = started(body), TABLE[:10].copy()
+    holes[:, 0] = np.nan
+    for ask in (fit.log_likelihood, fit.elbo, fit.transform, fit.impute):
+        with pytest.raises(ValueError, match="the score of x moves with what stands where entries are missing"):
+            ask(holes)
+
+
 MIXING = {
     "the batch's mean": lambda x: x.mean(0),
     "the row before": lambda x: functional.pad(x[:-1], (0, 0, 1, 0)),

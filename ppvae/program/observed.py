@@ -320,7 +320,8 @@ def check_holes_unread(model: Model, theta: Parameters, data: Data) -> None:
     missing, look = ~data.observed, slice(0, 1000)
     batch = data.batch(missing.int().argmax(0)[missing.any(0)].unique())  # for each column a row without it
     there = data.observed[look] & (data.x[look] != 0)
-    some = data.x[look].gather(0, there.int().argmax(0, keepdim=True))[0]  # an entry of each column
+    some = data.x[look].gather(0, there.int().argmax(0, keepdim=True))[0]
+    some = torch.where(there.any(0), some, 1.0)  # an entry of each column, of those that it may have, but 0
     sites = _held(model, theta, batch, {})
     latents = {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
     filled = _held(model, theta, replace(batch, x=torch.where(batch.observed, batch.x, some)), latents)
