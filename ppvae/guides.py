@@ -26,6 +26,7 @@ from torch.distributions import constraints
 
 from ppvae.bijections import carried, free_shape, unit_tril
 from ppvae.data import Batch, Data
+from ppvae.failures import MISTAKES
 from ppvae.messages import check_object, either, unknown
 from ppvae.model import Model, ask
 from ppvae.networks import ImageEncoder, Rescaled, check_images, perceptron
@@ -33,7 +34,9 @@ from ppvae.parameters import Parameters, check_network
 from ppvae.program.check import misplaced
 from ppvae.program.joint import Site, latent_sites, random_sites
 from ppvae.program.trial import tried
+from ppvae.program.values import Mixed, check_apart, moved, some_rows
 from ppvae.shared import SharedGaussian, WithRows, places
+from ppvae.threads import threads
 
 FAMILIES = ("diagonal", "full", "linear")
 NETWORKS = ("dense", "convolutional")
@@ -221,6 +224,18 @@ def check_sites(model: Model, story: dict[str, Site], guide: nn.Module, data: Da
     trace = tried(model.name, "the guide", guide, function, batch, lambda sites: unlike(sites, story, batch), UNTRAINED)
     if isinstance(guide, Plain) and any(site["log_prob"].requires_grad for site in random_sites(trace).values()):
         raise ValueError(f"{model.name}: the guide reads parameters beyond it, which no method trains: {UNTRAINED}, or detach them")
+    _check_values(model, guide, data)
+
+
+@threads(1)
+def _check_values(model: Model, guide: nn.Module, data: Data) -> None:
+    """Raise ValueError for a guide that mixes rows or draws; one that cannot score given draws (a flow without an inverse) passes."""
+    try:
+        check_apart(moved(guide), some_rows(data.batch()))
+    except Mixed as mixed:
+        raise ValueError(f"{model.name}: the guide {mixed}") from mixed.__cause__
+    except (*MISTAKES, NotImplementedError):
+        return
 
 
 def unlike(guide: dict[str, Site], story: dict[str, Site], batch: Batch) -> str | None:

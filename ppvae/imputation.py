@@ -24,7 +24,7 @@ from ppvae.distributions import MaskedNormal
 from ppvae.inference.method import seeded
 from ppvae.messages import few
 from ppvae.options import counted
-from ppvae.program.joint import in_draws, latent_sites, log_joint, log_joint_given_shared, random_sites, unwrapped
+from ppvae.program.joint import in_draws, latent_sites, log_joint, log_terms, random_sites, unwrapped
 from ppvae.program.observed import Observed
 from ppvae.scores import warn_of_few
 from ppvae.tables import as_frame, column_names, completed_like, rounded_by_float64
@@ -98,7 +98,7 @@ def latents_given_shared(fit: "Fit", batch: Batch, draws: int) -> Latents:
     left = {name: site for name, site in latent_sites(fit.program, batch).items() if name not in values}
     if all(site["fn"].has_enumerate_support for site in left.values()):
         for name in left:
-            terms = log_joint_given_shared(fit.program, batch, values, draws)  # (K, S, B)
+            terms = log_terms(fit.program, batch, values, draws)  # (K, S, B)
             values[name] = pyro.distributions.Categorical(logits=terms.movedim(0, -1)).sample()
         return Latents.equal(values, draws, unweighted)
     each = [posterior_draws(fit.model, fit.theta, fit.guide, batch, 1) for _ in range(draws)]

@@ -53,7 +53,7 @@ from ppvae.program.joint import (
     is_row_site,
     latent_sites,
     log_joint,
-    log_joint_given_shared,
+    log_terms,
     random_sites,
     sites_of,
     unwrapped,
@@ -331,12 +331,12 @@ def mean_field(bench: Bench) -> tuple[float, float]:
     field = MeanField(Task(bench.model, bench.data, bench.theta, None, bench.seed), point=False)
     point = {name: value for name, value in bench.latents().items() if name in bench.shared}
     moments = {name: field.factors[name].moments_at(value) for name, value in point.items()}
-    at_point = log_joint_given_shared(bench.program, bench.batch, point).logsumexp(0)
+    at_point = log_joint(bench.program, bench.batch, point, given_shared=True)
     worst = _relative(exact.mean_field(bench.theta, moments, bench.batch), at_point) / bench.rounding
 
     with seeded(bench.seed), torch.no_grad():
         sites = random_sites(poutine.trace(in_draws(field.guide, 500)).get_trace(bench.batch))
-        drawn = log_joint_given_shared(bench.program, bench.batch, {n: site["value"] for n, site in sites.items()}, 500)  # (K, S, B)
+        drawn = log_terms(bench.program, bench.batch, {n: site["value"] for n, site in sites.items()}, 500)  # (K, S, B)
         bound = exact.mean_field(bench.theta, {n: part.moments() for n, part in field.factors.items()}, bench.batch)
     log_q = drawn.mean(1, keepdim=True).log_softmax(0)  # the best q(k) for these draws
     excess = bound - (log_q.exp() * (drawn - log_q)).sum(0)
@@ -409,7 +409,7 @@ def _joint(bench: Bench, latents: dict[str, Tensor]) -> Score:
 
     def score(batch: Batch, repeats: int) -> Tensor:
         held = bench.of_rows(latents, torch.arange(batch.size // repeats).repeat_interleave(repeats))
-        return log_joint_given_shared(bench.program, batch, held).logsumexp(0)
+        return log_joint(bench.program, batch, held, given_shared=True)
 
     return score
 

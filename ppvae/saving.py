@@ -25,7 +25,7 @@ from ppvae.messages import why
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.places import check_new
-from ppvae.program.derive import exact_forms
+from ppvae.program.derive import shaped
 from ppvae.registry import load_method, load_model, source_of
 from ppvae.shared import Draws, WithRows
 
@@ -146,7 +146,7 @@ def _guide(recipe: dict[str, Any] | None, model: Model, theta: Parameters, sketc
         return guides.build(model, theta, sketch)
     settings = {name: value for name, value in recipe.items() if name != "kind"}
     if recipe["kind"] == "exact":
-        exact = model.closed_forms or exact_forms(model, theta, sketch.head())
+        exact = model.closed_forms or shaped(model, theta, sketch.head())
         if exact is None:
             raise KeyError("closed forms")
         return ExactGuide(exact, theta)

@@ -137,8 +137,9 @@ def _log_likelihood(fit: Fit, data: Data, draws: int, seed: int) -> np.ndarray:
     """(S, N): log p(x_n | theta) with the spread that `fit_to_arviz` describes."""
     from ppvae.criticism.leverage import log_likelihood_draws
 
-    if fit.exact is not None:
-        return log_likelihood_draws(fit.exact.log_marginal, fit.theta, data, draws, seed).cpu().numpy()
+    exact = fit.exact_on(data)
+    if exact is not None:
+        return log_likelihood_draws(exact.log_marginal, fit.theta, data, draws, seed).cpu().numpy()
     scores = fit.log_likelihood(data)
     noise = np.random.default_rng(seed).standard_normal((draws, len(scores)))
     return np.asarray(scores) + noise * np.asarray(scores.standard_error)

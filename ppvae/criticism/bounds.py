@@ -179,7 +179,7 @@ class _Along:
         raw = next(theta.parameters())
         data = data.to(raw.dtype, raw.device)
         self.batch, self.entries = data.batch(), data.x.numel()
-        exact = exact_forms(model, theta, data.batch(torch.arange(min(2, data.n_rows), device=data.device)))
+        exact = exact_forms(model, theta, self.batch)
         if exact is None:
             raise ValueError(f"{model.name} has no exact posterior, so no bound touches its log-likelihood: look at fit.elbo(data) instead")
         self.exact: Exact = exact

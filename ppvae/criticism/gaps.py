@@ -82,7 +82,7 @@ def family_loss(fit: Fit, data: Data) -> float | None:
     A family that holds the posterior loses nothing. The best diagonal Gaussian for a Gaussian of precision P has variances 1 / P_ii, and
     loses (sum log P_ii - log det P) / 2.
     """
-    exact = fit.exact
+    exact = fit.exact_on(data)
     if exact is None:
         return None
     if isinstance(fit.guide, ExactGuide):

@@ -75,7 +75,7 @@ class DirectML(Method):
 
     def refusal(self, model: Model, data: Data) -> str | None:
         theta, batch = sketched(model, data)
-        exact = exact_forms(model, theta, batch)
+        exact = exact_forms(model, theta, data.batch(), moving=True)
         if exact is not None and self.estimator != "naive":
             return nothing_free(model, data)
         latents = latent_sites(partial(model.model, theta), batch).values()
@@ -91,7 +91,7 @@ class DirectML(Method):
         return reason or self.adam().refusal(model, data)
 
     def run(self, task: Task) -> Outcome:
-        exact = exact_forms(task.model, task.theta, task.data.head())
+        exact = exact_forms(task.model, task.theta, task.data.batch(), moving=True)
         if exact is None or self.estimator == "naive":
             return self.run_naive(task, exact)
         return self.run_exact(task, exact)

@@ -17,7 +17,7 @@ from ppvae.inference.svi import SVI
 from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.joint import is_row_site, latent_sites, paired_traces, random_sites, sum_out, total, unenumerated
+from ppvae.program.joint import is_row_site, latent_sites, log_sum, paired_traces, random_sites, total, unenumerated
 from ppvae.program.read import without_prior
 from ppvae.scores import AT_ONCE
 
@@ -115,6 +115,6 @@ def _exact_draws(theta: Parameters, exact: Exact, batch: Batch, draws: int) -> D
 
 def _weighted_draws(task: Task, guide: nn.Module, batch: Batch, draws: int) -> Drawn:
     q, p, _ = paired_traces(partial(task.model.model, task.theta), unenumerated(guide), batch, draws)
-    weights = sum_out(total(p, batch), 2) - total(q, batch)
+    weights = log_sum(p, batch) - total(q, batch)
     latents = {name: site["value"] for name, site in random_sites(q).items()}
     return Drawn(batch, latents, weights.softmax(0), weights.logsumexp(0) - log(draws))

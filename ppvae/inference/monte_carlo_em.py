@@ -89,7 +89,7 @@ class NoisyClimb:
         self.task, self.method, self.draws, self.step = task, method, method.draws, 0
         self.began = time.perf_counter()
         self.history: list[dict[str, float]] = []
-        self.exact = exact_posterior(task, exact_forms(task.model, task.theta, task.data.head()))
+        self.exact = exact_posterior(task, exact_forms(task.model, task.theta, task.data.batch(), moving=True))
         self.guide: nn.Module = trained_guide(task) if self.exact is None else ExactGuide(self.exact, task.theta)
         self.engine = "draws from the exact posterior" if self.exact else "weighted draws from a trained guide"
 

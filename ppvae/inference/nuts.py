@@ -26,7 +26,7 @@ from ppvae.model import Model
 from ppvae.program.capture import CaptureError, CompileError, capture, compiled, operations, tensors_of
 from ppvae.program.derive import Derived
 from ppvae.program.given import continuous, given, moved
-from ppvae.program.joint import enumerated_trace, log_joint, log_joint_given_shared, shared_total
+from ppvae.program.joint import enumerated_trace, log_joint, shared_total
 from ppvae.shared import Draws, Place, places, shared_sites
 
 LOGGED = 100  # points of the history
@@ -91,7 +91,8 @@ class Posterior:
         self.batch: Batch = task.data.batch()
         self.rows: Derived | None = None
         if continuous(task.model, task.theta, self.batch, set(self.sites)):
-            self.rows = given(task.model, task.theta, task.data.head(), self.start)
+            drawn = {name: site["value"] for name, site in shared_sites(task.model, task.theta, task.data).items()}
+            self.rows = given(task.model, task.theta, self.batch, drawn)
         self.began = time.perf_counter()
         self.potential, self.engine = self._prepare()
         self.history: list[dict[str, float]] = []
@@ -121,7 +122,7 @@ class Posterior:
     def log_likelihood(self, values: dict[str, Tensor], batch: Batch) -> Tensor:
         """(B,): log p(x_n | what all rows share)."""
         if self.rows is None:
-            return log_joint_given_shared(self.program, batch, values).logsumexp(0)
+            return log_joint(self.program, batch, values, given_shared=True)
         return moved(self.rows, values).log_marginal(self.task.theta, batch)
 
     def _prepare(self) -> tuple[Any, str]:

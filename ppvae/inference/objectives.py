@@ -25,10 +25,10 @@ from ppvae.program.joint import (
     elbo_rows,
     is_row_site,
     log_joint,
+    log_sum,
     log_weights,
     paired_traces,
     random_sites,
-    sum_out,
     total,
     unenumerated,
 )
@@ -143,7 +143,7 @@ def doubly_reparametrised_rows(program: Program, guide: Program, batch: Batch, d
     k = draws or 1
     q, p, _ = paired_traces(program, unenumerated(guide), batch, k)
     held = {name: site["value"].detach() for name, site in random_sites(q).items()}
-    weights = sum_out(total(p, batch), 2) - total(q, batch)
+    weights = log_sum(p, batch) - total(q, batch)
     try:
         story, said = (log_joint(of, batch, held, k) for of in (program, unenumerated(guide)))
     except (KeyError, NotImplementedError) as error:  # how Pyro's flows say that they have no inverse

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from ppvae.origin import from_names
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.given import rows_log_likelihood
-from ppvae.program.joint import Program, in_draws, is_finite, is_row_site, latent_sites, log_joint_given_shared, random_sites, sites_of
+from ppvae.program.joint import Program, in_draws, is_finite, is_row_site, latent_sites, log_terms, random_sites, sites_of
 from ppvae.program.observed import Observed, check_holes_unread, observed
 from ppvae.program.read import read_guide
 from ppvae.ranges import check_rows
@@ -38,6 +39,8 @@ from ppvae.scores import (
     shared_divergence,
 )
 from ppvae.shared import Draws, shared_sites
+
+CERTIFIED: "WeakKeyDictionary[Fit, WeakKeyDictionary[Data, Exact | None]]" = WeakKeyDictionary()  # what was found, and on which rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +79,17 @@ class Fit:
         """The story with these parameters: a Pyro model function of a batch."""
         return partial(self.model.model, self.theta)
 
-    @cached_property
+    @property
     def exact(self) -> Exact | None:
-        """The exact posterior and marginal likelihood: the model's own, else those that its story gives away, else None."""
-        return exact_forms(self.model, self.theta, self._sketch.head())
+        """`exact_on` data of the training data's shape."""
+        return self.exact_on(self._sketch)
+
+    def exact_on(self, data: Data) -> Exact | None:
+        """The exact posterior and marginal likelihood of these rows: the model's own, else those that its story gives away, else None."""
+        known = CERTIFIED.setdefault(self, WeakKeyDictionary())
+        if data not in known:
+            known[data] = exact_forms(self.model, self.theta, data.batch())
+        return known[data]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,7 +113,7 @@ class Fit:
         """Whether the guide speaks of single rows."""
         return any(is_row_site(site) for site in sites_of(self.guide, self._sketch.head()).values())
 
-    @property
+    @cached_property
     def _sketch(self) -> Data:
         return self.trained_on.sketch().to(self.dtype, self.device)
 
@@ -153,8 +163,9 @@ class Fit:
         takes `draws` does, for a number of them that is not whole, or below 1.
         """
         data, draws = self.take(data), counted(draws, "draws")
-        if self.exact is not None:
-            return Scores(exact_log_marginal(self.exact, self.theta, data))
+        exact = self.exact_on(data)
+        if exact is not None:
+            return Scores(exact_log_marginal(exact, self.theta, data))
         if self.shared and not self.encodes:
             drawn = {
                 n: torch.as_tensor(v).to(data.x)
@@ -174,9 +185,9 @@ class Fit:
         it is the bound that was climbed, exactly.
         """
         data, draws = self.take(data), counted(draws, "draws")
-        divergence = self._exact_kl(data)
-        if divergence is not None and self.exact is not None:
-            return Scores(exact_log_marginal(self.exact, self.theta, data) - divergence)
+        divergence, exact = self._exact_kl(data), self.exact_on(data)
+        if divergence is not None and exact is not None:
+            return Scores(exact_log_marginal(exact, self.theta, data) - divergence)
         if not self._has_density:
             return Scores(np.full(data.n_rows, np.nan), how="none: draws and points have no density, so no bound")
         bound = self._mean_field(data)
@@ -233,14 +244,15 @@ class Fit:
         return data.n_rows == self.trained_on.n_rows and all(bool((abs(a - b) <= near).all()) for a, b in zip(here, there, strict=True))
 
     def _exact_kl(self, data: Data) -> Tensor | None:
+        exact = self.exact_on(data)
+        if exact is None:
+            return None
         if isinstance(self.guide, ExactGuide):
             return data.x.new_zeros(data.n_rows)
-        if self.exact is None:
-            return None
         parts = []
         with torch.no_grad():
-            for batch in data.chunks(self.exact.chunk_rows(data)):
-                q, p = read_guide(self.guide, batch), self.exact.posterior(self.theta, batch)
+            for batch in data.chunks(exact.chunk_rows(data)):
+                q, p = read_guide(self.guide, batch), exact.posterior(self.theta, batch)
                 if q is None:
                     return None
                 if q.component is None and not self.model.guided_component:
@@ -254,9 +266,10 @@ class Fit:
     def posterior(self, data: object) -> Posterior:
         """The posterior of each row's latents: exact where the model is, else the guide's. Raises ValueError where neither is readable."""
         data = self.take(data)
+        exact = self.exact_on(data)
         with torch.no_grad():
-            if self.exact is not None:
-                return Posterior.join([self.exact.posterior(self.theta, batch) for batch in data.chunks(self.exact.chunk_rows(data))])
+            if exact is not None:
+                return Posterior.join([exact.posterior(self.theta, batch) for batch in data.chunks(exact.chunk_rows(data))])
             found = self._averaged_posterior(data) if self.shared else read_guide(self.guide, data.batch())
         if found is None:
             raise ValueError(f"{self.model.name}: the guide is not a Gaussian or a categorical of one site; draw from it with to_arviz")
@@ -268,7 +281,7 @@ class Fit:
         draws = self._available(draws)
         if len(rows) == 1 and all(is_finite(site) for site in rows.values()):
             held = {n: torch.as_tensor(v).to(data.x).unsqueeze(1) for n, v in self.shared_draws(draws).items()}
-            given = [log_joint_given_shared(self.program, batch, held, draws).log_softmax(0) for batch in data.chunks(AT_ONCE // draws)]
+            given = [log_terms(self.program, batch, held, draws).log_softmax(0) for batch in data.chunks(AT_ONCE // draws)]
             return Posterior.categorical((torch.cat(given, -1).logsumexp(1) - np.log(draws)).mT, *rows)
         return read_guide(getattr(self.guide, "rows", self.guide), data.batch())
 

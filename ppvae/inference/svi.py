@@ -334,7 +334,7 @@ class Training:
     def __init__(self, method: SVI, task: Task, data: Data, held: Data | None, guide: nn.Module) -> None:
         self.method, self.task, self.data, self.held = method, task, data, held
         self.batches = Shuffled(data, min(method.batch_rows(data.n_rows), data.n_rows))
-        self.exact = exact_forms(task.model, task.theta, data.head())
+        self.exact = exact_forms(task.model, task.theta, task.data.batch(), moving=True)
         self.began = time.perf_counter()
         self.step = Step(method, task, guide, data, self.batches())
         has_networks = any(True for m in task.theta.children() for _ in m.parameters())

@@ -4,10 +4,15 @@ If log p(x, z | k) is quadratic in z, its gradient and Hessian at one point are 
 
     z | x, k ~ N(H^-1 g, H^-1),     log p(x | k) = log p(x, z* | k) + (L / 2) log 2 pi - (1 / 2) log det H
 
-and log-sum-exp over the enumerated k does the rest. How far the log joint is from that quadratic at random points is the certificate;
-without it nothing is claimed.
+and log-sum-exp over the enumerated k does the rest. The certificate is how far the log joint is from that quadratic, on every row that is
+to be scored, at points near its peak and far from it, on either side, and where the prior puts z; without it nothing is claimed. What is to
+hold while theta moves must hold a step away from theta too: in a coefficient's start at 0 nothing shows of what it multiplies.
+
+A story whose latents are all finite needs no certificate: they are summed out, whatever their number and order (see
+`ppvae.program.elimination`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -19,21 +24,25 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppvae.data import Batch
-from ppvae.exact import Exact, Posterior
+from ppvae.exact import CHUNK, Exact, Posterior
 from ppvae.gaussian import LOG_2PI
 from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.joint import is_finite, is_row_site, latent_sites, marked, row_total
+from ppvae.program.joint import is_finite, is_row_site, latent_sites, log_sum, marked, own_enumeration, row_total
 from ppvae.program.read import without_prior
+from ppvae.program.values import moved, some_rows
 
 CERTIFICATE = 1e-8  # relative residual from quadratic: float64 rounding gives 1e-12 or less
+NEAR_AND_FAR = (0.3, -1.0, 3.0, -10.0, 30.0)  # sds of each row's posterior
+PRIOR = (1.0, -1.0, 5.0, -5.0)  # times a draw of the prior
 
 
 @dataclass(frozen=True)
 class Derived(Exact):
     """Closed forms derived from the story: posterior and log marginal, for any theta.
 
-    component: the enumerated site, or None.  latents: continuous sites with their event shapes.
+    component: the one enumerated site, or None where there is none, or where several (or a one-hot one) are summed out for good.
+    latents: continuous sites with their event shapes.
     """
 
     component: str | None = None
@@ -45,15 +54,17 @@ class Derived(Exact):
         return sum(prod(shape) for shape in self.latents.values())
 
     def log_joint(self, theta: Parameters, batch: Batch, z: Tensor) -> Tensor:
-        """(K, B): log p(x_n, z_kn, k) at z (K, B, L); K = 1 without a discrete site."""
+        """(K, B): log p(x_n, z_kn, k) at z (K, B, L); K = 1 without a component."""
         split = z.split([prod(s) for s in self.latents.values()], -1) if self.latents else ()
         values = {name: part.reshape(*part.shape[:-1], *shape) for (name, shape), part in zip(self.latents.items(), split, strict=True)}
         if self.component is None:
             values = {name: value.squeeze(0) for name, value in values.items()}
         story = poutine.condition(partial(self.model.model, theta), data=values)
-        with poutine.block():  # a guide may ask for the posterior while it is being traced itself
+        with poutine.block(), own_enumeration():  # a guide may ask for the posterior while it is being traced itself
             trace = poutine.trace(poutine.enum(marked(story), first_available_dim=-2)).get_trace(batch)
         trace.compute_log_prob()
+        if self.component is None:
+            return log_sum(trace, batch, given_shared=True).expand(1, batch.size)
         return row_total(trace, batch).reshape(-1, batch.size)
 
     def expand(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,50 +101,72 @@ class Derived(Exact):
         return self.expand(theta, batch)[-1].logsumexp(0)
 
     def certificate(self, theta: Parameters, batch: Batch) -> float:
-        """The largest residual of the log joint from its quadratic at random points, relative to its size."""
-        mean, tril, evidence = self.expand(theta, batch)
-        with torch.random.fork_rng(devices=[]):
+        """The largest residual of the log joint of these rows from its quadratic, at points near and far, relative to its size."""
+        if self.size == 0:
+            return 0.0
+        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(0)
-            away = torch.randn_like(mean)
-        quadratic = evidence - 0.5 * self.size * LOG_2PI + tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        quadratic = quadratic - 0.5 * (tril.mT @ away.unsqueeze(-1)).square().sum((-2, -1))
-        there = self.log_joint(theta, batch, mean + away)
-        return float(((there - quadratic).abs() / (1 + there.abs())).detach().max())
+            mean, tril, evidence = (value.detach() for value in self.expand(theta, batch))
+            peak = evidence - 0.5 * self.size * LOG_2PI + tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            worst = 0.0
+            for z in self._points(theta, batch, mean, tril):
+                quadratic = peak - 0.5 * (tril.mT @ (z - mean).unsqueeze(-1)).square().sum((-2, -1))
+                there = self.log_joint(theta, batch, z).detach()
+                # What is nowhere possible is so wherever z lies: -inf at the peak too.
+                off = torch.where(there == quadratic, 0.0, (there - quadratic).abs() / (1 + there.abs()))
+                worst = max(worst, float(off.nan_to_num(nan=torch.inf).max()))
+        return worst
+
+    def _points(self, theta: Parameters, batch: Batch, mean: Tensor, tril: Tensor) -> Iterator[Tensor]:
+        """Points (K, B, L) for the certificate: so many sds from each row's peak, in directions of their own, and the prior's draws and
+        their opposites, as they are and further out."""
+        for radius in NEAR_AND_FAR:
+            away = radius * torch.randn_like(mean).unsqueeze(-1)
+            yield mean + torch.linalg.solve_triangular(tril.mT, away, upper=True).squeeze(-1)
+        sites = latent_sites(partial(self.model.model, theta), batch)
+        prior = torch.cat([sites[name]["value"].reshape(batch.size, -1) for name in self.latents], -1)
+        for times in PRIOR:
+            yield (times * prior).expand(mean.shape)
 
 
-def derive(model: Model, theta: Parameters, batch: Batch) -> Derived | None:
-    """The closed forms of a story with at most one enumerated site and continuous sites in which it is quadratic; None for any other.
+def shaped(model: Model, theta: Parameters, batch: Batch) -> Derived | None:
+    """Closed forms as they would be for a story of this shape, if it were quadratic; None for a story of another shape.
 
-    A story that masks a latent's density out has no prior over it, so nothing to derive.
-
-    `batch`: a few rows on which the certificate is made.
+    Its latents are finite, or real and in one site beside at most one finite site. A story that masks a latent's density out has no prior
+    over it, so nothing to derive.
     """
-    sites = latent_sites(partial(model.model, theta), batch)
-    discrete = [n for n, s in sites.items() if is_finite(s)]
-    latents = {n: s["fn"].event_shape for n, s in sites.items() if n not in discrete}
+    program, batch = partial(model.model, theta), some_rows(batch)
+    sites = latent_sites(program, batch)
+    finite = [n for n, s in sites.items() if is_finite(s)]
+    latents = {n: s["fn"].event_shape for n, s in sites.items() if n not in finite}
     supports = [getattr(sites[n]["fn"].support, "base_constraint", sites[n]["fn"].support) for n in latents]
     readable = all(isinstance(s, type(constraints.real) | type(constraints.real_vector)) for s in supports)
-    vectors = any(sites[n]["fn"].event_shape for n in discrete)  # one-hot: a posterior's component is a number
-    if len(discrete) > 1 or vectors or len(latents) > 1 or not readable or not all(is_row_site(s) for s in sites.values()):
+    single = len(finite) == 1 and not sites[finite[0]]["fn"].event_shape  # one-hot: a posterior's component is a number
+    if len(latents) > 1 or (latents and len(finite) > single) or not readable or not all(is_row_site(s) for s in sites.values()):
         return None
-    if without_prior(partial(model.model, theta), batch):
-        return None
-    found = Derived(model, discrete[0] if discrete else None, latents)
+    return None if without_prior(program, batch) else Derived(model, finite[0] if single else None, latents)
+
+
+def derive(model: Model, theta: Parameters, batch: Batch, moving: bool = False) -> Derived | None:
+    """The closed forms of a story at theta, certified on every row of `batch`; None where they do not hold.
+
+    moving: they are to hold while theta moves, so they must a step away from it too.
+    """
+    found = shaped(model, theta, batch)
+    if found is None or found.size == 0:
+        return found
+    points = (theta, moved(theta)) if moving else (theta,)
     try:
-        with pyro.validation_enabled(False):
-            certificate = found.certificate(theta, batch)
-    except (
-        torch.linalg.LinAlgError,
-        RuntimeError,
-        AssertionError,
-    ):  # not concave, not twice differentiable, or z chooses among components
+        # A few rows first: most stories end there.
+        parts = [some_rows(batch), *batch.chunks(CHUNK)]
+        return found if all(found.certificate(point, part) < CERTIFICATE for part in parts for point in points) else None
+    except (torch.linalg.LinAlgError, RuntimeError, AssertionError):  # not concave, not twice differentiable, or z chooses among components
         return None
-    return found if certificate < CERTIFICATE else None
 
 
-def exact_forms(model: Model, theta: Parameters, batch: Batch) -> Exact | None:
-    """The model's own posterior and marginal likelihood, else those that its story gives away, else None."""
+def exact_forms(model: Model, theta: Parameters, batch: Batch, moving: bool = False) -> Exact | None:
+    """The model's own posterior and marginal likelihood, else those that its story gives away on these rows (as `derive`), else None."""
     own = model.closed_forms
     if own is not None and own.has("posterior", "log_marginal"):
         return own
-    return derive(model, theta, batch)
+    return derive(model, theta, batch, moving)

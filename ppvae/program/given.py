@@ -11,7 +11,7 @@ from ppvae.data import Batch, Data
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.derive import Derived, derive
-from ppvae.program.joint import latent_sites, log_joint_given_shared
+from ppvae.program.joint import latent_sites, log_joint
 from ppvae.scores import AT_ONCE, exact_log_marginal
 
 
@@ -27,7 +27,7 @@ class Given(Model):
 
 
 def given(model: Model, theta: Parameters, batch: Batch, values: dict[str, Tensor]) -> Derived | None:
-    """The closed forms of the rows given what they share, where the story gives them away; `batch` as in `derive`."""
+    """The closed forms of these rows given what they share, where the story gives them away."""
     return derive(Given(model, values), theta, batch)
 
 
@@ -50,7 +50,7 @@ def rows_log_likelihood(model: Model, theta: Parameters, data: Data, draws: dict
         held = {name: value.unsqueeze(1) for name, value in draws.items()}
         chunks = data.chunks(max(1, AT_ONCE // count))
         with torch.no_grad():
-            return torch.cat([log_joint_given_shared(partial(model.model, theta), b, held, count).logsumexp(0) for b in chunks], -1)
+            return torch.cat([log_joint(partial(model.model, theta), b, held, count, given_shared=True) for b in chunks], -1)
     each = [{name: value[s] for name, value in draws.items()} for s in range(count)]
-    exact = given(model, theta, data.head(), each[0])
+    exact = given(model, theta, data.batch(), each[0])
     return None if exact is None else torch.stack([exact_log_marginal(moved(exact, values), theta, data) for values in each])

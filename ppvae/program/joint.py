@@ -4,18 +4,23 @@ Dims, from the right: rows (-1), draws (-2, where there are any), then one for e
 divided out, so each value belongs to one row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.ops import packed
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from torch import Tensor
 
 from ppvae.data import Batch
 from ppvae.messages import why
+from ppvae.program.elimination import eliminated
 
 Program = Callable[[Batch], object]
 Site = Any  # one node of a Pyro trace: a dictionary with fn, value, log_prob, infer, ...
@@ -89,18 +94,18 @@ def per_row(site: Site, batch: Batch) -> Tensor:
     return site["log_prob"] / batch.scale if is_row_site(site) else site["log_prob"]
 
 
-def log_joint(program: Program, batch: Batch, latents: dict[str, Tensor], draws: int | None = None) -> Tensor:
+def log_joint(program: Program, batch: Batch, latents: dict[str, Tensor], draws: int | None = None, given_shared: bool = False) -> Tensor:
     """log p(x, latents) of each row: (B,), or (S, B) where latents have `draws` = S in front.
 
-    An enumerated site that `latents` leaves out is summed out.
+    A finite site that `latents` leaves out is summed out. given_shared: log p(x_n, latents_n | what all rows share).
     """
-    return sum_out(total(enumerated_trace(program, batch, latents, draws), batch), 1 if draws is None else 2)
+    return log_sum(enumerated_trace(program, batch, latents, draws), batch, given_shared=given_shared)
 
 
-def log_joint_given_shared(program: Program, batch: Batch, shared: dict[str, Tensor], draws: int | None = None) -> Tensor:
-    """log p(x_n, k | shared) for every value k of the enumerated sites: (K, B), or (K, S, B) as in `log_joint`; K = 1 without any."""
+def log_terms(program: Program, batch: Batch, latents: dict[str, Tensor], draws: int | None = None) -> Tensor:
+    """log p(x_n, k | shared) for every value k of the story's one finite site: (K, B), or (K, S, B) as in `log_joint`."""
     keep = 1 if draws is None else 2
-    terms = row_total(enumerated_trace(program, batch, shared, draws), batch)
+    terms = row_total(enumerated_trace(program, batch, latents, draws), batch)
     return terms.reshape(-1, *terms.shape[terms.ndim - keep :])
 
 
@@ -118,6 +123,30 @@ def total(trace: poutine.Trace, batch: Batch) -> Tensor:
     return row_total(trace, batch) + shared_total(trace) / batch.n_total
 
 
+def log_sum(trace: poutine.Trace, batch: Batch, guided: Collection[str] = (), given_shared: bool = False) -> Tensor:
+    """`total`, every enumerated site summed out but those of a guide, whose names are `guided`: (B,), (S, B), or with a guide's in front.
+
+    given_shared: what all rows share is left out.
+    """
+    own = [n for n, s in random_sites(trace).items() if s["infer"].get("_enumerate_dim") is not None and n not in guided]
+    rows = _eliminated_rows(trace, batch, own) if own else row_total(trace, batch)
+    return rows if given_shared else rows + shared_total(trace) / batch.n_total
+
+
+def _eliminated_rows(trace: poutine.Trace, batch: Batch, sites: list[str]) -> Tensor:
+    """`row_total` with these enumerated sites summed out."""
+    trace.pack_tensors()
+    factors = []
+    for site in random_sites(trace).values():
+        if is_row_site(site):
+            factor = site["packed"]["log_prob"]
+            dims, factor = factor._pyro_dims, factor / batch.scale
+            factor._pyro_dims = dims
+            factors.append(factor)
+    rows = packed.unpack(eliminated(factors, [trace.nodes[n]["infer"]["_enumerate_symbol"] for n in sites]), trace.symbol_to_dim)
+    return rows.expand(torch.broadcast_shapes(rows.shape, (batch.size,)))
+
+
 def shared_total(trace: poutine.Trace) -> Tensor:
     """The sum of the log probabilities of the sites that all rows share."""
     return torch.as_tensor(sum(site["log_prob"] for site in random_sites(trace).values() if not is_row_site(site)))
@@ -131,18 +160,37 @@ def row_total(trace: poutine.Trace, batch: Batch) -> Tensor:
     return torch.as_tensor(sum(terms)).expand(torch.broadcast_shapes(*(t.shape for t in terms), (batch.size,)))
 
 
-def sum_out(terms: Tensor, keep: int) -> Tensor:
-    """Log-sum-exp over every enumerated dim, those left of the last `keep`."""
-    return terms.flatten(0, terms.ndim - keep - 1).logsumexp(0) if terms.ndim > keep else terms
-
-
-def paired_traces(program: Program, guide: Program, batch: Batch, draws: int | None) -> tuple[poutine.Trace, poutine.Trace, int]:
-    """The guide's trace, the story's trace replayed on it, and how many dims the guide enumerates; log probabilities computed."""
+def paired_traces(program: Program, guide: Program, batch: Batch, draws: int | None) -> tuple[poutine.Trace, poutine.Trace, list[str]]:
+    """The guide's trace, the story's trace replayed on it, and the sites that the guide enumerates; log probabilities computed."""
     keep = 1 if draws is None else 2
     q = scored(poutine.enum(in_draws(guide, draws), first_available_dim=-1 - keep), batch)
-    guided = sum(1 for site in random_sites(q).values() if site["infer"].get("_enumerate_dim") is not None)
+    guided = [name for name, site in random_sites(q).items() if site["infer"].get("_enumerate_dim") is not None]
     replayed = poutine.replay(in_draws(marked(program), draws), trace=q)
-    return q, scored(poutine.enum(replayed, first_available_dim=-1 - keep - guided), batch), guided
+    return q, scored(Beside(-1 - keep, len(guided))(replayed), batch), guided
+
+
+@contextmanager
+def own_enumeration() -> Iterator[None]:
+    """Enumeration within the block takes no dim from a run that goes on around it."""
+    kept = dict(vars(_ENUM_ALLOCATOR))
+    try:
+        yield
+    finally:
+        vars(_ENUM_ALLOCATOR).update(kept)
+
+
+class Beside(EnumMessenger):
+    """Enumeration to the left of so many sites that a guide has enumerated, which keep their dims and their symbols."""
+
+    def __init__(self, first_available_dim: int, guided: int) -> None:
+        super().__init__(first_available_dim)
+        self.guided = guided
+
+    def __enter__(self) -> "Beside":
+        entered = super().__enter__()
+        for _ in range(self.guided):
+            _ENUM_ALLOCATOR.allocate()
+        return entered
 
 
 def elbo_rows(program: Program, guide: Program, batch: Batch, draws: int | None = None, given_shared: bool = False) -> Tensor:
@@ -152,15 +200,11 @@ def elbo_rows(program: Program, guide: Program, batch: Batch, draws: int | None 
     log p(x_n | what all rows share), at the guide's draws of that.
     """
     q, p, guided = paired_traces(program, guide, batch, draws)
-    keep, sum_of = 1 if draws is None else 2, row_total if given_shared else total
-    log_p, log_q = sum_of(p, batch), sum_of(q, batch)
+    log_p, log_q = log_sum(p, batch, guided, given_shared), (row_total if given_shared else total)(q, batch)
     if not guided:  # what has no latents is the same in every draw
-        return (sum_out(log_p, keep) - log_q).expand((batch.size,) if draws is None else (draws, batch.size))
-    # Dims: (story-enumerated..., guide-enumerated..., [S], B). Sum the story's, then average over the guide's.
-    log_p = sum_out(log_p, keep + guided)
-    weights = sum(per_row(s, batch) for s in random_sites(q).values() if s["infer"].get("_enumerate_dim") is not None)
-    terms = torch.as_tensor(weights).exp() * (log_p - log_q)
-    return terms.flatten(0, guided - 1).sum(0)
+        return (log_p - log_q).expand((batch.size,) if draws is None else (draws, batch.size))
+    weights = torch.as_tensor(sum(per_row(q.nodes[name], batch) for name in guided)).exp()
+    return (weights * (log_p - log_q)).flatten(0, len(guided) - 1).sum(0)  # (guide-enumerated..., [S], B)
 
 
 def log_weights(program: Program, guide: Program, batch: Batch, draws: int, given_shared: bool = False) -> Tensor:

@@ -8,19 +8,19 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
 
 from ppvae.data import Batch, Data
 from ppvae.exact import CHUNK
-from ppvae.failures import MISTAKES
+from ppvae.failures import MISTAKES, failure
 from ppvae.inference.method import seeded
 from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters, in_words
-from ppvae.program.check import unfit
-from ppvae.program.joint import Site, is_row_site, log_joint_given_shared, random_sites, unwrapped
+from ppvae.program.check import unfit, weighed
+from ppvae.program.joint import Site, is_row_site, marked, random_sites, unwrapped
 from ppvae.program.observed import check_observed
 from ppvae.program.trial import tried
+from ppvae.program.values import Mixed, check_apart, moved, some_rows
 from ppvae.threads import threads
 
 
@@ -34,12 +34,32 @@ def check_story(model: Model, theta: Parameters, data: Data) -> None:
     outside = [name for name in seen if not (ours and is_row_site(sites[name]))]
     if outside:
         raise ValueError(f"{model.name}: the story observes {few(outside)} outside the plate over rows: put it under `with batch.rows:`")
+    wrong = weighed(sites, few_rows)
+    if wrong is not None:
+        raise ValueError(f"{model.name}: {wrong}")
     # A choice that all rows share, or one in a plate, is refused where a method looks for what they share, in a better sentence.
-    shared = {n: s["value"] for n, s in sites.items() if not (s["is_observed"] or s["cond_indep_stack"] or s["fn"].has_enumerate_support)}
-    if shared:
-        _check_broadcast(model, theta, few_rows, shared)
-    _check_heed(model, theta, data)
+    if all(is_row_site(s) or not (s["cond_indep_stack"] or s["fn"].has_enumerate_support) for s in sites.values() if not s["is_observed"]):
+        _check_values(model, theta, data)
+    check_holes(model, theta, data)
+    if data.context is not None:
+        batch = data.head()
+        if _alike(model, theta, batch, replace(batch, context=None)):
+            raise ValueError(f"{model.name}: the story does not read the context of the data: leave it out, or use a conditional model")
     check_observed(model, theta, data)
+
+
+@threads(1)
+def _check_values(model: Model, theta: Parameters, data: Data) -> None:
+    """Raise ValueError for a story that mixes rows, draws, or values of its latents: a step away from theta, if it runs there."""
+    batch = some_rows(data.batch())
+    for point in (moved(theta), theta):
+        try:
+            return check_apart(marked(partial(model.model, point)), batch)
+        except Mixed as mixed:
+            raise ValueError(f"{model.name}: the story {mixed}") from mixed.__cause__
+        except MISTAKES as error:
+            if point is theta:
+                raise failure(f"{model.name}: the story", model.model, error) from error
 
 
 @threads(1)
@@ -71,40 +91,27 @@ def _beyond_support(sites: dict[str, Any]) -> str | None:
     return None
 
 
-def _check_heed(model: Model, theta: Parameters, data: Data) -> None:
-    """Raise ValueError for a story that scores rows with holes as if nothing were missing, and for a context that it does not read."""
-    if not data.complete:
-        holed = next(b.index[~b.observed.all(-1)][:10] for b in data.chunks(CHUNK) if not b.observed.all())
-        batch = data.batch(holed)
-        if _alike(model, theta, batch, replace(batch, observed=torch.ones_like(batch.observed), complete=True)):
-            raise ValueError(f"{model.name}: the story reads entries that are missing: leave them out, as .mask(batch.observed) does")
-    if data.context is not None:
-        batch = data.head()
-        if _alike(model, theta, batch, replace(batch, context=None)):
-            raise ValueError(f"{model.name}: the story does not read the context of the data: leave it out, or use a conditional model")
+@threads(1)
+def check_holes(model: Model, theta: Parameters, data: Data) -> None:
+    """Raise ValueError for a story that scores rows with holes as if nothing were missing, in all columns or in some."""
+    if data.complete:
+        return
+    batch = data.batch(next(b.index[~b.observed.all(-1)][:10] for b in data.chunks(CHUNK) if not b.observed.all()))
+    seen = replace(batch, observed=torch.ones_like(batch.observed), complete=True)
+    filled = replace(batch, x=torch.where(batch.observed, batch.x, data.mean + data.scale))
+    if _alike(model, theta, batch, seen) or not _alike(model, theta, batch, filled, whatever=True):
+        raise ValueError(f"{model.name}: the story reads entries that are missing: leave them out, as .mask(batch.observed) does")
 
 
-def _alike(model: Model, theta: Parameters, one: Batch, other: Batch) -> bool:
-    """Whether the story gives both batches the same score, other than nothing, at the same draws; False where it cannot take the other."""
+def _alike(model: Model, theta: Parameters, one: Batch, other: Batch, whatever: bool = False) -> bool:
+    """Whether the story gives both batches the same score at the same draws, other than nothing, or (`whatever`) any; else where it cannot
+    take the other: False, or (`whatever`) True."""
     said = []
     try:
         for batch in (one, other):
             with seeded(0, batch.x.device), torch.no_grad(), pyro.validation_enabled(False):
                 said.append(float(poutine.trace(partial(model.model, theta)).get_trace(batch).log_prob_sum()))
     except MISTAKES:
-        return False
-    return said[0] == said[1] != 0 and math.isfinite(said[0])
-
-
-def _check_broadcast(model: Model, theta: Parameters, batch: Batch, shared: dict[str, Tensor]) -> None:
-    """Raise ValueError for a story that cannot take several draws of what all rows share at once, (S, 1, ...), beside the rows."""
-    draws, names = 5, few(shared)
-    values = {name: value.expand(draws, 1, *value.shape) for name, value in shared.items()}
-    remedy = f"{names} may come as (draws, 1, ...), so instead of z @ w write (z.unsqueeze(-2) @ w).squeeze(-2)"
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
-            terms = log_joint_given_shared(partial(model.model, theta), batch, values, draws)
-    except MISTAKES as error:
-        raise ValueError(f"{model.name}: the story fails for several draws of {names} at once: {remedy}") from error
-    if terms.shape[1:] != (draws, batch.size):
-        raise ValueError(f"{model.name}: the story mixes rows with draws of {names}: {remedy}")
+        return whatever
+    same = said[0] == said[1] or all(map(math.isnan, said))
+    return same if whatever else said[0] == said[1] != 0 and math.isfinite(said[0])
