@@ -7,7 +7,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil, prod, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +21,13 @@ from torch import Tensor
 from ppvae.criticism.predictive import mean_of, posterior_draws
 from ppvae.data import Batch, Data, check_share
 from ppvae.distributions import MaskedNormal
+from ppvae.exact import Exact
 from ppvae.inference.method import seeded
 from ppvae.messages import few
 from ppvae.options import counted
-from ppvae.program.joint import in_draws, latent_sites, log_joint, log_terms, random_sites, unwrapped
+from ppvae.program.joint import Site, finite_draws, in_draws, is_finite, latent_sites, log_joint, random_sites, unwrapped
 from ppvae.program.observed import Observed
+from ppvae.program.widened import weighted_draws
 from ppvae.scores import warn_of_few
 from ppvae.tables import as_frame, column_names, completed_like, rounded_by_float64
 
@@ -62,17 +64,22 @@ class Latents:
         return Latents.equal({name: v[chosen, rows] for name, v in self.values.items()}, draws, self.effective_sample_size)
 
 
-def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
+def posterior_latents(fit: "Fit", exact: Exact | None, batch: Batch, draws: int | None) -> Latents:
     """The latents of each row given its observed entries.
 
-    With closed forms: `draws` exact draws; or, for draws=None, the mean of each component with the component's weight, from which every
-    expectation that is linear in z is exact. Without: draws from the guide, weighted by importance; where the rows share latents, draws of
-    those and of each row's own given them, of equal weight.
+    exact: the closed forms of these rows, if there are any. With them: `draws` exact draws; or, for draws=None, the mean of each component
+    with the component's weight, from which every expectation that is linear in z is exact. Without: draws from the guide, weighted by
+    importance; where the rows share latents, draws of those and of each row's own given them, of equal weight. Finite latents that the
+    guide leaves out are drawn given the others; where there are no others, every combination of their values counts by its probability.
     """
     if fit.shared:
         return latents_given_shared(fit, batch, draws or SHARED)
-    if fit.exact is not None:
-        posterior, unweighted = fit.exact.posterior(fit.theta, batch), torch.full_like(batch.x[:, 0], torch.inf)
+    unweighted, sites = torch.full_like(batch.x[:, 0], torch.inf), latent_sites(fit.program, batch)
+    if sites and all(is_finite(site) for site in sites.values()) and (exact is None or len(sites) > 1):
+        found = combinations(fit, sites, batch)
+        return found if draws is None else found.resample(draws)
+    if exact is not None:
+        posterior = exact.posterior(fit.theta, batch)
         if draws is not None:
             return Latents.equal(posterior.sample(draws), draws, unweighted)
         values = {} if posterior.latent is None else {posterior.latent: posterior.shaped(posterior.loc.transpose(0, 1))}
@@ -80,14 +87,26 @@ def posterior_latents(fit: "Fit", batch: Batch, draws: int | None) -> Latents:
             parts = torch.arange(posterior.loc.shape[1], device=batch.x.device)
             values[posterior.component] = parts.unsqueeze(1).expand(-1, batch.size)
         return Latents(values, posterior.log_weights.exp().mT, unweighted)
-    trace = poutine.trace(in_draws(fit.guide, WEIGHTED)).get_trace(batch)
-    trace.compute_log_prob()
-    sites = random_sites(trace)
-    values = {name: site["value"] for name, site in sites.items()}
-    log_q = sum(site["log_prob"] / batch.scale for site in sites.values())
-    weights = (log_joint(fit.program, batch, values, WEIGHTED) - log_q).softmax(0)
+    values, log_weights = weighted_draws(fit.program, fit.guide, batch, WEIGHTED)
+    weights = log_weights.softmax(0)
+    values |= finite_draws(fit.program, batch, values, [name for name in sites if name not in values], WEIGHTED)
     found = Latents(values, weights, 1 / weights.square().sum(0))
     return found if draws is None else found.resample(draws)
+
+
+def combinations(fit: "Fit", sites: dict[str, Site], batch: Batch) -> Latents:
+    """Every combination of the values of finite latents, with its probability in each row; draws where there are too many."""
+    unweighted = torch.full_like(batch.x[:, 0], torch.inf)
+    supports = {name: site["fn"].enumerate_support(expand=False) for name, site in sites.items()}
+    count = prod(len(support) for support in supports.values())
+    if count > WEIGHTED:
+        return Latents.equal(finite_draws(fit.program, batch, {}, list(sites), WEIGHTED), WEIGHTED, unweighted)
+    places = torch.cartesian_prod(*(torch.arange(len(support), device=batch.x.device) for support in supports.values())).reshape(count, -1)
+    values = {}
+    for place, (name, support) in zip(places.unbind(1), supports.items(), strict=True):
+        shape = sites[name]["fn"].event_shape
+        values[name] = support.reshape(len(support), *shape)[place].unsqueeze(1).expand(count, batch.size, *shape)
+    return Latents(values, log_joint(fit.program, batch, values, count).softmax(0), unweighted)
 
 
 def latents_given_shared(fit: "Fit", batch: Batch, draws: int) -> Latents:
@@ -97,10 +116,7 @@ def latents_given_shared(fit: "Fit", batch: Batch, draws: int) -> Latents:
     values = {name: site["value"] for name, site in sites.items()}
     left = {name: site for name, site in latent_sites(fit.program, batch).items() if name not in values}
     if all(site["fn"].has_enumerate_support for site in left.values()):
-        for name in left:
-            terms = log_terms(fit.program, batch, values, draws)  # (K, S, B)
-            values[name] = pyro.distributions.Categorical(logits=terms.movedim(0, -1)).sample()
-        return Latents.equal(values, draws, unweighted)
+        return Latents.equal(values | finite_draws(fit.program, batch, values, list(left), draws), draws, unweighted)
     each = [posterior_draws(fit.model, fit.theta, fit.guide, batch, 1) for _ in range(draws)]
     stacked = {name: torch.stack([drawn[name] for drawn in each]) for name in each[0]}
     return Latents.equal({name: v.unsqueeze(1) if name in fit.shared else v for name, v in stacked.items()}, draws, unweighted)
@@ -206,8 +222,9 @@ def conditional_mean(fit: "Fit", data: Data) -> tuple[Tensor, Tensor]:
     tables, sizes = [], []
     seen = _readable(fit, data)
     with torch.no_grad(), pyro.validation_enabled(False):
-        for batch in data.chunks(_rows(data, WEIGHTED if fit.exact is None else 16)):
-            latents = posterior_latents(fit, batch, None)
+        exact = fit.exact_on(data)
+        for batch in data.chunks(_rows(data, WEIGHTED if exact is None else 16)):
+            latents = posterior_latents(fit, exact, batch, None)
             expected = batch.x.clone()
             for name, fn in _row_distributions(fit, seen, batch, latents).items():
                 found = _mean(fn, seen.value(name, batch.x))
@@ -230,8 +247,9 @@ def proper_draws(fit: "Fit", data: Data, draws: int) -> tuple[Tensor, Tensor]:
     tables, sizes = [], []
     seen = _readable(fit, data)
     with torch.no_grad(), pyro.validation_enabled(False):
-        for batch in data.chunks(_rows(data, max(draws, WEIGHTED if fit.exact is None else 0))):
-            latents = posterior_latents(fit, batch, draws)
+        exact = fit.exact_on(data)
+        for batch in data.chunks(_rows(data, max(draws, WEIGHTED if exact is None else 0))):
+            latents = posterior_latents(fit, exact, batch, draws)
             drawn = batch.x.repeat(draws, 1, 1)
             for name, fn in _row_distributions(fit, seen, batch, latents).items():
                 drawn[..., seen.columns[name]] = seen.flat(name, _draw(fn, seen.value(name, batch.x))).to(drawn)

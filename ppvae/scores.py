@@ -17,6 +17,7 @@ from ppvae.exact import Exact
 from ppvae.parameters import Parameters
 from ppvae.program.joint import Program, elbo_rows, log_weights
 from ppvae.program.read import without_prior
+from ppvae.program.widened import weighted_draws
 from ppvae.threads import threads_for
 
 IN_PLACE = ("byteswap", "fill", "itemset", "partition", "put", "resize", "setfield", "setflags", "sort")  # what changes an array
@@ -193,7 +194,7 @@ def sampled_evidence(program: Program, guide: nn.Module, data: Data, draws: int 
     what comes back is then log p(x_n | z) at the guide's draws, and says so. Where the rows share latents, it is each row's posterior
     predictive density, log E_q p(x_n | shared).
     """
-    weights = by_draws(lambda batch, s: log_weights(program, guide, batch, s, given_shared=True), data, draws, shared)
+    weights = by_draws(lambda batch, s: weighted_draws(program, guide, batch, s)[1], data, draws, shared)
     if shared:
         return predictive_density(weights, data)
     value, share = mean_weight(weights)

@@ -6,12 +6,14 @@ divided out, so each value belongs to one row.
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.discrete import infer_discrete
 from pyro.ops import packed
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
@@ -213,6 +215,16 @@ def log_weights(program: Program, guide: Program, batch: Batch, draws: int, give
     A site that the guide would enumerate is left to the story, which sums it out exactly. given_shared: as in `elbo_rows`.
     """
     return elbo_rows(program, unenumerated(guide), batch, draws, given_shared)
+
+
+def finite_draws(program: Program, batch: Batch, values: dict[str, Tensor], sites: Collection[str], draws: int) -> dict[str, Tensor]:
+    """{site: (S, B, ...)}: one draw of each row's finite `sites` given the row and each of S draws of its other latents, `values`."""
+    if not sites:
+        return {}
+    alone = replace(batch, n_total=batch.size)  # rows of a scale would count N / B times against the prior
+    held = in_draws(poutine.condition(marked(program), data=values), draws)
+    found = random_sites(poutine.trace(infer_discrete(held, first_available_dim=-3, temperature=1)).get_trace(alone))
+    return {name: found[name]["value"].expand(draws, batch.size, *found[name]["fn"].event_shape) for name in sites}
 
 
 def unenumerated(guide: Program) -> Program:
