@@ -1,5 +1,6 @@
 """Data and Batch: rows of features, validated once; NaN means missing from here on."""
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -388,6 +389,12 @@ class Data:
         """The table with its column names, NaN where missing."""
         return pd.DataFrame(self.numpy(), columns=list(self.columns), index=self.index)
 
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the rows as they are, in their order, and of their context."""
+        tensors = (self.x, self.observed, self.context)
+        return hashlib.sha256(b"".join(t.contiguous().cpu().numpy().tobytes() for t in tensors if t is not None)).hexdigest()
+
     def summary(self) -> "Summary":
         """What a saved fit must know of its data; no row of them."""
         return Summary(
@@ -426,6 +433,7 @@ class Summary:
     image_shape: tuple[int, int] | None = None
     n_context: int | None = None
     origin: Origin | None = None
+    digest: str | None = None  # of the rows, where the story or the guide reads their numbers
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> "Summary":

@@ -166,6 +166,10 @@ def impute(fit: "Fit", source: Any, draws: int | None, seed: int, bootstrap: boo
     """What `fit.impute` gives: the means in the form of `source`, or `draws` tables (M, N, D) in the order of its columns."""
     if draws is None and bootstrap:
         raise ValueError("bootstrap draws the parameters of each table: say how many tables, draws=20")
+    if bootstrap and fit.numbered:
+        raise ValueError(
+            f"{fit.model.name}: rows cannot be drawn anew where the story or the guide reads their numbers: leave bootstrap out"
+        )
     draws = None if draws is None else counted(draws, "draws")
     own = fit.trained_on.table(source, besides=True)
     data = fit.take(own)

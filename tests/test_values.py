@@ -309,3 +309,43 @@ def test_a_long_chain_costs_its_length():
     x = np.random.default_rng(0).normal(size=(3, 300))
     fit = ppvae.fit(Chain(), x, ppvae.SVI(steps=1, compile=False))
     assert np.abs(np.asarray(fit.log_likelihood(x)) - forward(x, fit.params)).max() < 1e-9
+
+
+class Numbered(Story):
+    """Each row has a mean of its own: its parameters are those of one table."""
+
+    def init(self, data, generator):
+        return Parameters(a=torch.zeros(data.n_rows, 3, dtype=data.dtype))
+
+    def model(self, theta, batch):
+        with batch.rows:
+            pyro.sample("x", dist.Normal(theta.a[batch.index], 1.0).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+def test_rows_with_numbers_are_those_of_the_fit(tmp_path):
+    fit = ppvae.fit(Numbered(), PLAIN, ppvae.SVI(steps=60, learning_rate=0.3, compile=False))
+    right = stats.norm.logpdf(X, fit.params["a"]).sum(1)
+    assert np.abs(np.asarray(fit.log_likelihood(X)) - right).max() < 1e-10
+    for other in (X[::-1], X[:5], np.r_[X, X], PLAIN.split(0.5)[0]):
+        with pytest.raises(ValueError, match="reads the rows' numbers, batch.index"):
+            fit.log_likelihood(other)
+    with pytest.raises(ValueError, match="reads the rows' numbers, so none can be held out"):
+        ppvae.fit(Numbered(), PLAIN, ppvae.SVI(steps=2, holdout=0.5))
+    holed = X.copy()
+    holed[0, 0] = np.nan
+    with pytest.raises(ValueError, match="leave bootstrap out"):
+        ppvae.fit(Numbered(), holed, ppvae.SVI(steps=2, compile=False)).impute(holed, draws=2, bootstrap=True)
+
+
+def test_a_fit_to_complete_rows_looks_at_the_holes_of_others():
+    class Overlooks(Story):
+        def model(self, theta, batch):
+            with batch.rows:
+                pyro.sample("x", dist.Normal(theta.m[0], theta.s).to_event(1), obs=batch.x)
+
+    fit = ppvae.fit(Overlooks(), X, ppvae.SVI(steps=2, compile=False))
+    holed = X.copy()
+    holed[0, 0] = np.nan
+    for ask in (fit.log_likelihood, fit.elbo, fit.impute, fit.replicate):
+        with pytest.raises(ValueError, match="the story reads entries that are missing"):
+            ask(holed)

@@ -95,6 +95,8 @@ def fit_to_arviz(fit: Fit, data: Data, draws: int | None = None, seed: int = 0):
     from ppvae.program.observed import is_computed
 
     rows = data.observed.any(1).nonzero().squeeze(1)
+    if fit.numbered and len(rows) < data.n_rows:
+        raise ValueError(f"{fit.model.name}: the story or the guide reads the rows' numbers, and rows without an entry would be left out")
     data = data.take(rows)
     tables, draws = (TABLES, DRAWS) if draws is None else (draws, draws)
     seen = fit.observed(data.batch())

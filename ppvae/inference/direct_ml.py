@@ -30,7 +30,7 @@ from ppvae.inference.objectives import importance_rows
 from ppvae.inference.svi import SVI, Training
 from ppvae.messages import unknown
 from ppvae.model import Model
-from ppvae.program.derive import exact_forms
+from ppvae.program.derive import LOST, exact_forms, holds
 from ppvae.program.joint import is_finite, latent_sites
 from ppvae.scores import by_draws, exact_log_marginal, sampled_evidence
 
@@ -119,9 +119,12 @@ class DirectML(Method):
             status = (
                 "stopped: the log-likelihood was no longer finite (the parameters are those of the last point); try another seed, or EM"
             )
-        warning = floor_warning(task.model, theta)
+        warning, steps = floor_warning(task.model, theta), max(0, len(history) - 1)
+        if not holds(exact, theta, data.batch()):
+            said = f"stopped: {LOST}, so what rose was no log-likelihood: use SVI"
+            return Outcome(trained_guide(task), said, False, steps, "L-BFGS", [])
         said = f"{status}; {warning}" if warning else status
-        return Outcome(ExactGuide(exact, theta), said, converged and warning is None, max(0, len(history) - 1), "L-BFGS", history)
+        return Outcome(ExactGuide(exact, theta), said, converged and warning is None, steps, "L-BFGS", history)
 
     def run_naive(self, task: Task, exact: Exact | None) -> Outcome:
         prior = Prior(task)

@@ -3,6 +3,8 @@
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from ppvae.messages import check_object, either, few, unknown
 from ppvae.model import Model, ask, check_model
 from ppvae.parameters import Parameters, detached
 from ppvae.program.story import check_story
+from ppvae.program.values import reads_numbers, some_rows
 from ppvae.ranges import check_columns
 from ppvae.threads import threads, threads_for
 
@@ -191,6 +194,8 @@ def run(
             outcome = method.run(Task(model, data, theta, _copied(guide), seed, progress or (lambda done, total, note: None)))
     for trained in (theta, outcome.guide):
         trained.eval()  # dropout belongs to training
+    programs, few_rows = (partial(model.model, theta), outcome.guide), some_rows(data.batch())
+    digest = data.digest if any(reads_numbers(program, few_rows) for program in programs) else None
     seconds = outcome.history[-1]["seconds"] if outcome.history else time.perf_counter() - began
     return Fit(
         model=model,
@@ -204,5 +209,5 @@ def run(
         steps=outcome.steps,
         seed=seed,
         engine=outcome.engine,
-        trained_on=data.summary(),
+        trained_on=replace(data.summary(), digest=digest),
     )

@@ -29,7 +29,7 @@ from ppvae.inference.lbfgs import ascend
 from ppvae.inference.method import Method, Outcome, Task, floor_warning
 from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.derive import exact_forms
+from ppvae.program.derive import LOST, exact_forms, holds
 from ppvae.program.joint import log_joint
 
 M_STEPS = 20  # of L-BFGS at most: an M-step that only rises is enough (generalised EM)
@@ -77,6 +77,10 @@ class MonteCarloEM(Method):
         climb = NoisyClimb(task, self)
         with pyro.validation_enabled(False):
             status, converged = climb.run()
+        if climb.exact is not None and not holds(climb.exact, task.theta, task.data.batch()):
+            return Outcome(
+                trained_guide(task), f"stopped: {LOST}, so its draws are of no posterior: use SVI", False, climb.step, climb.engine
+            )
         warning = floor_warning(task.model, task.theta)
         said = f"{status}; {warning}" if warning else status
         return Outcome(climb.guide, said, converged and warning is None, climb.step, climb.engine, climb.history)

@@ -27,6 +27,7 @@ from ppvae.program.given import rows_log_likelihood
 from ppvae.program.joint import Program, in_draws, is_finite, is_row_site, latent_sites, log_terms, random_sites, sites_of
 from ppvae.program.observed import Observed, check_holes_unread, observed
 from ppvae.program.read import read_guide
+from ppvae.program.story import check_holes
 from ppvae.ranges import check_rows
 from ppvae.scores import (
     AT_ONCE,
@@ -147,8 +148,23 @@ class Fit:
         read = self.trained_on.read(data)
         check_rows(read, self.trained_on, self.dtype)
         read = read.to(self.dtype, self.device)
-        check_holes_unread(self.model, self.theta, read)
+        self._check_use(read)
         return read
+
+    def _check_use(self, data: Data) -> None:
+        """Raise ValueError for holes that the story overlooks, as a fit to complete rows could not show, and, where the story or the guide
+        reads the rows' numbers, for rows that are not those of the fit."""
+        check_holes(self.model, self.theta, data)
+        if self.numbered and data.digest != self.trained_on.digest:
+            raise ValueError(
+                f"{self.model.name}: the story or the guide reads the rows' numbers, batch.index, which mean nothing in another table: give "
+                "the fit the rows that it was made from, all of them, in their order"
+            )
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the story or the guide reads the rows' numbers, so that no other rows can be scored."""
+        return self.trained_on.digest is not None
 
     def shared_chains(self, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
         """{site: (chains, draws, ...)}: a sampler's chains as they are; for other guides `shared_draws` as one chain."""

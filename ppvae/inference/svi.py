@@ -23,8 +23,9 @@ from ppvae.inference.method import Method, Outcome, Task, floor_warning, seeded
 from ppvae.inference.objectives import Rows, objective, reweighed_rows
 from ppvae.messages import few
 from ppvae.program.capture import CaptureError, CompileError, capture, compiled, operations, tensors_of
-from ppvae.program.derive import exact_forms
+from ppvae.program.derive import LOST, exact_forms, holds
 from ppvae.program.joint import is_row_site, random_sites, sites_of
+from ppvae.program.values import moved, reads_numbers
 from ppvae.scores import exact_log_marginal
 
 LOGGED = 100  # points of the history
@@ -125,13 +126,15 @@ class SVI(Method):
         return None
 
     def run(self, task: Task) -> Outcome:
+        if self.holdout and reads_numbers(partial(task.model.model, moved(task.theta)), task.data.head()):
+            raise ValueError(f"{task.model.name}: the story reads the rows' numbers, so none can be held out: leave holdout at 0")
         data, held = (task.data, None) if self.holdout == 0 else task.data.split(self.holdout, task.seed)
         guide = guides.build(task.model, task.theta, data, task.guide)
         training = Training(self, task, data, held, guide)
         training.loop()
         warning = floor_warning(task.model, task.theta)
         untrained = training.step.untrained()
-        status = "; ".join(said for said in (training.status, self.unbounded(), untrained, warning) if said)
+        status = "; ".join(said for said in (training.status, training.lost, self.unbounded(), untrained, warning) if said)
         converged = training.converged and not warning and not untrained
         return Outcome(guide, status, converged, training.done, training.step.engine, training.history)
 
@@ -342,6 +345,7 @@ class Training:
         self.optimizer = Adam(self.step.parameters)
         self.paused, self.done = 0.0, 0
         self.history: list[dict[str, float]] = []
+        self.lost: str | None = None
         self.status, self.converged, self.title = "", True, objective(method.objective).title
         self.smoothed: list[float] = []
         self.best = -math.inf
@@ -379,6 +383,7 @@ class Training:
                     self.settling, self.best_state = Adam(list(self.posterior)), None
         if self.best_state is not None:
             self._restore(self.best_state)
+        self.lose()
         self.status = self.status or self._final_status()
 
     def _trouble(self) -> str:
@@ -429,8 +434,8 @@ class Training:
             try:
                 with pyro.validation_enabled(False):  # a score that is none ends in a status
                     point["log_likelihood"] = float(exact_log_marginal(self.exact, self.task.theta, self.task.data).mean())
-            except torch.linalg.LinAlgError:  # a covariance that is none any more
-                finite = False
+            except torch.linalg.LinAlgError:  # a covariance that is none any more, or closed forms that do not hold here
+                finite = self.lose()
         if finite and self.held is not None:
             point["heldout_elbo"] = self._heldout()
         if finite:
@@ -438,6 +443,15 @@ class Training:
         self.task.progress(self.done, self.method.steps, f"{self.title} {elbo:.4f} nats per row" if losses else "")
         self.paused += time.perf_counter() - paused
         return finite
+
+    def lose(self) -> bool:
+        """Drop closed forms that no longer hold, and what the history has from them; False where they hold."""
+        if self.exact is None or holds(self.exact, self.task.theta, self.task.data.batch()):
+            return False
+        self.exact, self.lost = None, f"{LOST}, so the history has no log-likelihood"
+        for point in self.history:
+            point.pop("log_likelihood", None)
+        return True
 
     @torch.no_grad()
     def _heldout(self) -> float:

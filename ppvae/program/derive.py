@@ -32,6 +32,7 @@ from ppvae.program.joint import is_finite, is_row_site, latent_sites, log_sum, m
 from ppvae.program.read import without_prior
 from ppvae.program.values import moved, some_rows
 
+LOST = "the closed forms that the story has where it starts do not hold where theta has come to"
 CERTIFICATE = 1e-8  # relative residual from quadratic: float64 rounding gives 1e-12 or less
 NEAR_AND_FAR = (0.3, -1.0, 3.0, -10.0, 30.0)  # sds of each row's posterior
 PRIOR = (1.0, -1.0, 5.0, -5.0)  # times a draw of the prior
@@ -162,6 +163,11 @@ def derive(model: Model, theta: Parameters, batch: Batch, moving: bool = False) 
         return found if all(found.certificate(point, part) < CERTIFICATE for part in parts for point in points) else None
     except (torch.linalg.LinAlgError, RuntimeError, AssertionError):  # not concave, not twice differentiable, or z chooses among components
         return None
+
+
+def holds(exact: Exact, theta: Parameters, batch: Batch) -> bool:
+    """Whether closed forms are still exact where theta has come to: those that a model gives are, those read off a story are looked at."""
+    return not isinstance(exact, Derived) or derive(exact.model, theta, batch) is not None
 
 
 def exact_forms(model: Model, theta: Parameters, batch: Batch, moving: bool = False) -> Exact | None:
