@@ -327,7 +327,7 @@ def test_rows_with_numbers_are_those_of_the_fit(tmp_path):
     right = stats.norm.logpdf(X, fit.params["a"]).sum(1)
     assert np.abs(np.asarray(fit.log_likelihood(X)) - right).max() < 1e-10
     for other in (X[::-1], X[:5], np.r_[X, X], PLAIN.split(0.5)[0]):
-        with pytest.raises(ValueError, match="reads the rows' numbers, batch.index"):
+        with pytest.raises(ValueError, match=r"reads the rows' numbers, batch\.index"):
             fit.log_likelihood(other)
     with pytest.raises(ValueError, match="reads the rows' numbers, so none can be held out"):
         ppvae.fit(Numbered(), PLAIN, ppvae.SVI(steps=2, holdout=0.5))

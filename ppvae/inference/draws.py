@@ -26,7 +26,7 @@ GUIDE_STEPS = 1000  # of SVI, for a guide to a theta that stands still
 
 def sketched(model: Model, data: Data) -> tuple[Parameters, Batch]:
     """Theta and a few rows of such data, to ask what a story has before anything is fitted."""
-    sketch = data.summary().sketch()
+    sketch = data.summary().sketch().to(data.dtype, data.device)
     return start(model, sketch, 0), sketch.head()
 
 

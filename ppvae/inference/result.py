@@ -157,7 +157,7 @@ class Fit:
         check_holes(self.model, self.theta, data)
         if self.numbered and data.digest != self.trained_on.digest:
             raise ValueError(
-                f"{self.model.name}: the story or the guide reads the rows' numbers, batch.index, which mean nothing in another table: give "
+                f"{self.model.name}: the story or the guide reads the rows' numbers, batch.index, which mean nothing elsewhere: give "
                 "the fit the rows that it was made from, all of them, in their order"
             )
 
