@@ -17,7 +17,7 @@ from ppvae.exact import Exact
 from ppvae.parameters import Parameters
 from ppvae.program.joint import Program, elbo_rows, log_weights
 from ppvae.program.read import without_prior
-from ppvae.program.widened import weighted_draws
+from ppvae.program.widened import parts_of, weighted_draws
 from ppvae.threads import threads_for
 
 IN_PLACE = ("byteswap", "fill", "itemset", "partition", "put", "resize", "setfield", "setflags", "sort")  # what changes an array
@@ -199,7 +199,7 @@ def sampled_evidence(program: Program, guide: nn.Module, data: Data, draws: int 
         return predictive_density(weights, data)
     value, share = mean_weight(weights)
     warn_of_few(1 / share.square().sum(0), draws, data, "raise draws, or train the guide for longer")
-    spread = error_of(share)
+    spread = error_of(share, parts_of(draws))
     improper = without_prior(program, data.head(1))
     how = f"importance sampling, {draws} draws a row"
     if improper:
@@ -241,10 +241,17 @@ def error_of_mean(draws: Tensor) -> Tensor:
     return ((draws - draws.mean(0)).square().sum(0) / (len(draws) - 1) / len(draws)).sqrt()
 
 
-def error_of(share: Tensor) -> Tensor:
-    """(N,): the delta-method standard error of the log of a mean weight, from each draw's share of it (S, N); NaN from a single draw."""
-    draws = len(share)
-    return (share.square().sum(0) - 1 / draws).clamp(min=0).sqrt() if draws > 1 else torch.full_like(share[0], nan)
+def error_of(share: Tensor, parts: Tensor | None = None) -> Tensor:
+    """(N,): the delta-method standard error of the log of a mean weight, from each draw's share of it (S, N); NaN from a single draw.
+
+    parts: (S,), in order, from which part of a mixture each draw comes, whose parts draw as often as they are to: no chance is in that.
+    """
+    sizes = [len(share)] if parts is None else parts.bincount().tolist()
+    if len(share) == 1:
+        return torch.full_like(share[0], nan)
+    if min(sizes) == 1:
+        sizes = [len(share)]
+    return torch.stack([len(part) * part.var(0) for part in share.split(sizes)]).sum(0).sqrt()
 
 
 def mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:

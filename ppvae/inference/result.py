@@ -25,7 +25,7 @@ from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.given import rows_log_likelihood
 from ppvae.program.joint import Program, in_draws, is_finite, is_row_site, latent_sites, log_terms, random_sites, sites_of
-from ppvae.program.observed import Observed, check_holes_unread, observed
+from ppvae.program.observed import Observed, observed
 from ppvae.program.read import read_guide
 from ppvae.program.story import check_holes
 from ppvae.ranges import check_rows

@@ -267,7 +267,6 @@ def check_observed(model: Model, theta: Parameters, data: Data) -> None:
     latents = {name: site["value"] for name, site in sites.items() if not site["is_observed"]}
     check_rows_apart(model, near, batch, sites, latents)
     check_once(model, near, batch, sites)
-    check_holes_unread(model, near, data)
 
 
 def check_rows_apart(model: Model, theta: Parameters, batch: Batch, sites: Sites, latents: Draws) -> None:

@@ -52,6 +52,11 @@ def within(width: Tensor, dims: int) -> Tensor:
     return width.reshape(*width.shape, *(1,) * max(0, dims))
 
 
+def parts_of(draws: int) -> Tensor:
+    """(S,): from which part of the mixture each draw comes, in equal shares."""
+    return torch.arange(draws) * len(WIDTHS) // draws
+
+
 def weighted_draws(program: Program, guide: Program, batch: Batch, draws: int) -> tuple[dict[str, Tensor], Tensor]:
     """S draws of the latents from the mixture q of the guide at each of `WIDTHS`, {site: (S, B, ...)}, and (S, B) their
     log p(x_n, z | what all rows share) - log q(z | x), nats.
@@ -59,8 +64,7 @@ def weighted_draws(program: Program, guide: Program, batch: Batch, draws: int) -
     What the guide enumerates is left to the story, which sums it out. A guide whose draws cannot be scored anew, a flow without an inverse,
     stays as wide as it is.
     """
-    guide = unenumerated(guide)
-    part = (torch.arange(draws, device=batch.x.device) * len(WIDTHS)).div(draws, rounding_mode="floor")
+    guide, part = unenumerated(guide), parts_of(draws).to(batch.x.device)
     q = scored(Wide(batch.x.new_tensor(WIDTHS)[part].unsqueeze(1))(in_draws(guide, draws)), batch)
     values = {name: site["value"] for name, site in random_sites(q).items()}
     held = in_draws(poutine.condition(guide, data=values), draws)
