@@ -25,8 +25,8 @@ def reconstructions(fit: Fit, data: Data, n: int = 10, seed: int = 0) -> Figure:
     with z from the row's own posterior. One grey scale, that of the data.
     Raises ValueError where the rows are not images.
     """
-    data = fit.take(data)
     shown = spread(data, n, "reconstructions")
+    data, shown = fit.take(data), fit.take(shown)
     made = np.asarray(fit.replicate(shown, draws=DRAWS, seed=seed, rows="same")).mean(0)
     count = shown.n_rows
     figure, axes = style.panels(2, 1, (SIDE * count + 0.3, SIDE))
@@ -58,8 +58,8 @@ def generated(fit: Fit, data: Data, n: int = 36, columns: int = 3, seed: int = 0
     with the context of the real one in the same place. Without one continuous latent there is no E[x | z], and no panel for it.
     Raises ValueError where the rows are not images.
     """
-    data = fit.take(data)
     shown = spread(data, n, "generated")
+    data, shown = fit.take(data), fit.take(shown)
     batch = blank_batch(shown.n_rows, shown.n_features, fit.dtype, fit.device, shown.context)
     seen = fit.observed(shown.batch())
     drawn = prior_predictive(fit.model, fit.theta, batch, seed=seed, seen=seen)
