@@ -1,6 +1,7 @@
 """Code of a user's own that fails: one sentence with what failed, at which line of its file, and why."""
 
 import inspect
+import linecache
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,21 @@ def failure(what: str, function: Callable[..., object], error: Exception) -> Val
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _file(function) and frame.line]
     line = f" at line {own[-1].lineno}, `{own[-1].line}`" if own else ""
     said = why(error)
+    if "NoneType" in said and _without_context(function, error):
+        return ValueError(
+            f"{what} reads the context of the data{line}, and they have none: give Data(x, context=...), or its columns, --context"
+        )
     remedy = next((f" ({remedy})" for sign, remedy in REMEDIES.items() if sign in said), "")
     return ValueError(f"{what} fails{line}: {type(error).__name__}: {said}{remedy}")
+
+
+def _without_context(function: Callable[..., object], error: Exception) -> bool:
+    """Whether the line that failed, in the user's function, reads the context of data or a batch without one."""
+    frames = [(frame, lines) for frame, lines in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == _file(function)]
+    if not frames or "context" not in linecache.getline(frames[-1][0].f_code.co_filename, frames[-1][1]):
+        return False
+    held = frames[-1][0].f_locals.values()
+    return any(hasattr(value, "observed") and getattr(value, "context", 0) is None for value in held)
 
 
 def is_refusal(function: Callable[..., object], error: Exception) -> bool:

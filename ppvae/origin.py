@@ -12,7 +12,7 @@ from pandas.api import types
 from torch import Tensor
 
 from ppvae.messages import few
-from ppvae.tables import Names, as_array, as_frame, column_names, is_numeric, names_of
+from ppvae.tables import Names, as_array, as_frame, is_numeric, names_of
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,19 @@ def read_context(source: Any) -> tuple[Tensor, tuple[Covariate, ...]]:
     and for what is not known.
     """
     frame = as_frame(source)
-    if frame is None or names_of(frame) == "counted":
+    if frame is None or _unnamed(frame):
         return _numbers(source if frame is None else frame.to_numpy()), ()
-    names = column_names(frame)
+    names = [str(name) for name in frame.columns]
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise ValueError(f"the context has more than one column called {few(twice)}: give each its own name")
     coded = [_coded(name, frame.iloc[:, place]) for place, name in enumerate(names)]
     return torch.from_numpy(np.column_stack([values for values, _ in coded])), tuple(covariate for _, covariate in coded)
+
+
+def _unnamed(frame: pd.DataFrame) -> bool:
+    """Whether a frame has pandas' own count for names: a RangeIndex, where classes 0, 1, 2, ... as names are other whole numbers."""
+    return isinstance(frame.columns, pd.RangeIndex) and names_of(frame) == "counted"
 
 
 def _numbers(source: Any) -> Tensor:
@@ -133,6 +138,8 @@ def as_known(values: Tensor, own: Sequence[Covariate], known: Sequence[Covariate
     The column of a word, `kind_a`, may be called by the word alone, `a`. Raises ValueError for words that are not known, and for other
     columns.
     """
+    if own and not known and _turned([c.name for c in own]):
+        raise ValueError(f"{few(c.name for c in own)} may be names or places, as the context of the fit has no names: give it as an array")
     if not own or not known or tuple(own) == tuple(known):
         return values
     places, used, lacking, columns = _places(own), set(), [], []
@@ -156,6 +163,12 @@ def as_known(values: Tensor, own: Sequence[Covariate], known: Sequence[Covariate
         names = few(name for c in known for name in c.columns)
         raise ValueError(f"the fit's context is {names}, and the data {' and '.join(apart)}: rename or choose columns of the context")
     return torch.stack(columns, -1)
+
+
+def _turned(names: list[str]) -> bool:
+    """Whether these are 0, 1, 2, ... in another order."""
+    count = [str(i) for i in range(len(names))]
+    return names != count and sorted(names) == sorted(count)
 
 
 def _names(covariates: Sequence[Covariate]) -> list[list[tuple[str, ...]]]:
@@ -218,7 +231,7 @@ def _named(context: Any, known: Sequence[Covariate]) -> pd.DataFrame | None:
         return context.to_frame() if str(context.name) in names else None
     frame = as_frame(context)
     if frame is not None:
-        return frame if names_of(frame) == "own" else None
+        return None if _unnamed(frame) else frame
     if isinstance(context, Tensor) or not any(c.words for c in known):
         return None
     array = np.asarray(context, dtype=object)

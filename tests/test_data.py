@@ -421,6 +421,20 @@ class TestContext:
         with pytest.raises(ValueError, match=said):
             fit.transform(Data(table[["u", "v"]], context=change(table[["age", "kind"]])))
 
+    def test_classes_that_are_whole_numbers_are_names(self):
+        """pandas.get_dummies calls their columns 0, 1, 2; only what pandas counts by itself has no names."""
+        x, classes = np.arange(6.0), np.array([0, 1, 2, 0, 1, 2])
+        known = Data(x, context=pd.get_dummies(classes)).summary()
+        assert [c.name for c in known.covariates] == ["0", "1", "2"]
+        turned = Data(x, context=pd.get_dummies(classes)[[2, 0, 1]])
+        assert known.read(turned).context.argmax(1).tolist() == classes.tolist()
+        with pytest.raises(ValueError, match="are without 0 and have 3 besides"):
+            known.read(Data(x, context=pd.get_dummies(classes + 1)))
+        unnamed = Data(x, context=np.eye(3)[classes]).summary()
+        assert unnamed.read(Data(x, context=pd.DataFrame(np.eye(3)[classes]))).context.argmax(1).tolist() == classes.tolist()
+        with pytest.raises(ValueError, match="2, 0 and 1 may be names or places"):
+            unnamed.read(turned)
+
     def test_labels_in_another_order_are_refused(self, table):
         with pytest.raises(ValueError, match="the labels and x have different row labels"):
             Data(table[["u", "v"]], labels=table.kind[::-1])

@@ -351,6 +351,29 @@ def test_a_context_that_a_story_does_not_read_is_refused():
     assert ppvae.fit(Heedful(), data, ppvae.SVI(steps=2, compile=False)).trained_on.n_context == 1
 
 
+@dataclass(frozen=True)
+class Regression(ppvae.Model):
+    """On the context, which it takes for granted in its story, or in its start too."""
+
+    counts: bool = False
+
+    def init(self, data, generator):
+        width = data.context.shape[1] if self.counts else 1
+        return ppvae.Parameters(slope=torch.zeros(width, data.n_features, dtype=data.dtype), mean=data.mean)
+
+    def model(self, theta, batch):
+        with batch.rows:
+            loc = theta.mean + batch.context @ theta.slope
+            pyro.sample("x", dist.Normal(loc, 1.0).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+@pytest.mark.parametrize(("counts", "part"), [(False, "the story"), (True, "init")])
+def test_a_context_that_the_data_lack_is_said_in_one_sentence(counts, part):
+    said = rf"regression: {part} reads the context of the data at line \d+, `.*context.*`, and they have none: give Data\(x, context"
+    with pytest.raises(ValueError, match=said):
+        ppvae.fit(Regression(counts), np.eye(4))
+
+
 @pytest.mark.parametrize("entry", registry.models().values(), ids=lambda entry: entry.class_name)
 @pytest.mark.parametrize("filled", [1.0, 0.0])
 def test_the_models_heed_holes_and_only_their_own_context(entry, filled):
