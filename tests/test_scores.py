@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,8 +12,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from classic import observed_density
+from scipy import stats
 
 import ppvae
+from ppvae import Model, Parameters
 from ppvae.inference.fit import start
 from ppvae.models import PPCA
 from ppvae.scores import Scores, sampled_elbo, sampled_evidence
@@ -168,3 +171,50 @@ def test_a_pickled_comparison_says_the_same():
     after = pickled(found)
     pd.testing.assert_frame_equal(after.table, found.table)
     assert after.table.log_likelihood_se[0] > 0
+
+
+@dataclass(frozen=True)
+class Ability(Model):
+    """A latent of a shape of its own on a support of its own, and answers of yes and no whose log odds are linear in `level(z)`."""
+
+    kind: str
+
+    def init(self, data, generator):
+        return Parameters(slope=data.x.new_tensor([1.0, 2.0, 0.5]), difficulty=data.x.new_tensor([-0.5, 0.0, 1.0]))
+
+    def prior(self, batch):
+        one = batch.x.new_ones(())
+        return {
+            "number": dist.Normal(0 * one, 1.0),
+            "vector": dist.Normal(0 * one.expand(1), 1.0).to_event(1),
+            "matrix": dist.Normal(0 * one.expand(1, 1), 1.0).to_event(2),
+            "positive": dist.Gamma(2 * one, 1.0),
+            "positive vector": dist.Gamma(2 * one.expand(1), 1.0).to_event(1),
+            "share": dist.Beta(2 * one, 1.5),
+            "shares": dist.Dirichlet(one.new_tensor([2.0, 1.5])),
+        }[self.kind]
+
+    def model(self, theta, batch):
+        with batch.rows:
+            z = pyro.sample("z", self.prior(batch))
+            level = {"shares": lambda: z[..., 0], "matrix": lambda: z[..., 0, 0]}.get(
+                self.kind, lambda: z[..., 0] if "vector" in self.kind else z
+            )()
+            logits = theta.slope * level.unsqueeze(-1) - theta.difficulty
+            pyro.sample("x", dist.Bernoulli(logits=logits).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+@pytest.mark.parametrize("kind", ["number", "vector", "matrix", "positive", "positive vector", "share", "shares"])
+def test_the_evidence_of_latents_of_any_shape_is_that_of_quadrature(kind):
+    """By SciPy's densities on a grid, within the errors, after few steps of a guide."""
+    answers = (np.random.default_rng(0).random((8, 3)) < 0.5).astype(float)
+    fit = ppvae.fit(Ability(kind), answers, ppvae.SVI(steps=20, learning_rate=0.01, compile=False))
+    z = np.linspace(1e-6, 1 - 1e-6, 20_001) if "share" in kind else np.linspace(1e-6 if "positive" in kind else -9, 25, 20_001)
+    prior = stats.beta(2, 1.5) if "share" in kind else stats.gamma(2) if "positive" in kind else stats.norm()
+    odds = fit.params["slope"] * z[:, None] - fit.params["difficulty"]
+    given = np.exp((answers[:, None] * odds - np.logaddexp(0, odds)).sum(-1))
+    known = np.log((given * prior.pdf(z)).sum(1) * (z[1] - z[0]))
+    found = fit.log_likelihood(answers, draws=3000)
+    assert (np.abs(np.asarray(found) - known) < 5 * np.asarray(found.standard_error) + 1e-3).all()
+    assert np.asarray(found.standard_error).max() < 0.2
+    assert found.mean() == pytest.approx(known.mean(), abs=5 * found.mean_standard_error + 1e-3)

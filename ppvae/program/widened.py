@@ -38,8 +38,7 @@ def wide(fn: Any, width: Tensor) -> Any:
         dims = fn.reinterpreted_batch_ndims
         return wide(fn.base_dist, within(width, dims)).to_event(dims)
     if isinstance(fn, torch.distributions.TransformedDistribution):
-        base = wide(fn.base_dist, within(width, len(fn.event_shape) - len(fn.base_dist.event_shape)))
-        return dist.TransformedDistribution(base, fn.transforms, validate_args=False)
+        return dist.TransformedDistribution(wide(fn.base_dist, width), fn.transforms, validate_args=False)
     if isinstance(fn, torch.distributions.MultivariateNormal):
         return dist.MultivariateNormal(fn.loc, scale_tril=fn.scale_tril * within(width, 2), validate_args=False)
     if isinstance(fn, torch.distributions.Normal):
@@ -49,7 +48,7 @@ def wide(fn: Any, width: Tensor) -> Any:
 
 def within(width: Tensor, dims: int) -> Tensor:
     """The same for tensors with so many more dims on the right."""
-    return width.reshape(*width.shape, *(1,) * max(0, dims))
+    return width.reshape(width.shape + (1,) * dims)
 
 
 def parts_of(draws: int) -> Tensor:
