@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from ppvae.data import Data
 from ppvae.exact import ExactGuide
-from ppvae.inference.draws import Drawn, exact_posterior, nothing_free, posterior_draws, trained_guide, undrawable
+from ppvae.inference.draws import Drawn, exact_posterior, nothing_free, posterior_draws, sketched, trained_guide, undrawable
 from ppvae.inference.lbfgs import ascend
 from ppvae.inference.method import Method, Outcome, Task, floor_warning
+from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
 from ppvae.program.derive import LOST, exact_forms, holds
@@ -68,7 +69,13 @@ class MonteCarloEM(Method):
             raise ValueError(f"tolerance must be above 0 (nats per row), not {self.tolerance}")
 
     def refusal(self, model: Model, data: Data) -> str | None:
-        return undrawable(model, data) or nothing_free(model, data)
+        return undrawable(model, data) or nothing_free(model, data) or self.summed(model, data)
+
+    def summed(self, model: Model, data: Data) -> str | None:
+        """A sentence for a story whose finite latents are summed out, which leaves nothing to draw; None for another."""
+        theta, batch = sketched(model, data)
+        exact = exact_forms(model, theta, batch)
+        return f"{model.name} sums out {few(exact.several)}, which leaves nothing to draw" if getattr(exact, "several", ()) else None
 
     def rows_at_once(self, data: Data) -> int:
         return data.n_rows * self.draws

@@ -17,12 +17,12 @@ from ppvae.data import Batch, Data, Summary
 from ppvae.exact import Exact, ExactGuide, Posterior, kl
 from ppvae.factors import Factors
 from ppvae.inference.method import Method, seeded
-from ppvae.messages import unknown
+from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.options import counted
 from ppvae.origin import from_names
 from ppvae.parameters import Parameters
-from ppvae.program.derive import exact_forms
+from ppvae.program.derive import Derived, exact_forms
 from ppvae.program.given import rows_log_likelihood
 from ppvae.program.joint import Program, in_draws, is_finite, is_row_site, latent_sites, log_terms, random_sites, sites_of
 from ppvae.program.observed import Observed, observed
@@ -283,6 +283,8 @@ class Fit:
         """The posterior of each row's latents: exact where the model is, else the guide's. Raises ValueError where neither is readable."""
         data = self.take(data)
         exact = self.exact_on(data)
+        if isinstance(exact, Derived) and exact.several:
+            raise ValueError(f"{self.model.name}: a row has {few(exact.several)}, and no posterior names them all: draw them with to_arviz")
         with torch.no_grad():
             if exact is not None:
                 return Posterior.join([exact.posterior(self.theta, batch) for batch in data.chunks(exact.chunk_rows(data))])

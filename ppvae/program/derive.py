@@ -42,12 +42,13 @@ PRIOR = (1.0, -1.0, 5.0, -5.0)  # times a draw of the prior
 class Derived(Exact):
     """Closed forms derived from the story: posterior and log marginal, for any theta.
 
-    component: the one enumerated site, or None where there is none, or where several (or a one-hot one) are summed out for good.
-    latents: continuous sites with their event shapes.
+    component: the one enumerated site, or None.  latents: continuous sites with their event shapes.  several: finite sites that are summed
+    out for good, where they are more than one, or one-hot.
     """
 
     component: str | None = None
     latents: dict[str, torch.Size] = field(default_factory=dict)
+    several: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -145,7 +146,9 @@ def shaped(model: Model, theta: Parameters, batch: Batch) -> Derived | None:
     single = len(finite) == 1 and not sites[finite[0]]["fn"].event_shape  # one-hot: a posterior's component is a number
     if len(latents) > 1 or (latents and len(finite) > single) or not readable or not all(is_row_site(s) for s in sites.values()):
         return None
-    return None if without_prior(program, batch) else Derived(model, finite[0] if single else None, latents)
+    return (
+        None if without_prior(program, batch) else Derived(model, finite[0] if single else None, latents, () if single else tuple(finite))
+    )
 
 
 def derive(model: Model, theta: Parameters, batch: Batch, moving: bool = False) -> Derived | None:
