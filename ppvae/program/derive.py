@@ -146,9 +146,9 @@ def shaped(model: Model, theta: Parameters, batch: Batch) -> Derived | None:
     single = len(finite) == 1 and not sites[finite[0]]["fn"].event_shape  # one-hot: a posterior's component is a number
     if len(latents) > 1 or (latents and len(finite) > single) or not readable or not all(is_row_site(s) for s in sites.values()):
         return None
-    return (
-        None if without_prior(program, batch) else Derived(model, finite[0] if single else None, latents, () if single else tuple(finite))
-    )
+    if without_prior(program, batch):
+        return None
+    return Derived(model, finite[0] if single else None, latents, several=() if single else tuple(finite))
 
 
 def derive(model: Model, theta: Parameters, batch: Batch, moving: bool = False) -> Derived | None:

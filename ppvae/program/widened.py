@@ -67,7 +67,7 @@ def weighted_draws(program: Program, guide: Program, batch: Batch, draws: int) -
     q = scored(Wide(batch.x.new_tensor(WIDTHS)[part].unsqueeze(1))(in_draws(guide, draws)), batch)
     values = {name: site["value"] for name, site in random_sites(q).items()}
     held = in_draws(poutine.condition(guide, data=values), draws)
-    shares = (part.bincount(minlength=len(WIDTHS)) / draws).tolist()
+    shares = [count / draws for count in part.bincount(minlength=len(WIDTHS)).tolist()]
     try:
         parts = [
             row_total(scored(Wide(batch.x.new_tensor(width))(held), batch), batch) + log(share)
