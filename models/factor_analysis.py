@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppvae.data import Batch, Data
-from ppvae.linear_gaussian import LinearGaussianExact, check_table
+from ppvae.linear_gaussian import LinearGaussianExact, check_table, degrees_of_freedom
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
 
@@ -78,5 +78,5 @@ class FactorAnalysis(Model):
         return {"mean": theta.mean, "shared_covariance": theta.loadings @ theta.loadings.mT, "noise_variance": theta.noise_variance}
 
     def degrees_of_freedom(self, theta: Parameters) -> int:
-        """D L + 2 D, less the L (L - 1) / 2 of a rotation."""
-        return theta.degrees_of_freedom() - self.n_latents * (self.n_latents - 1) // 2
+        """D L + 2 D, less the L (L - 1) / 2 of a rotation; a Gaussian's D (D + 3) / 2 where that would be more."""
+        return degrees_of_freedom(theta, "noise_variance")

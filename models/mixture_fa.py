@@ -23,7 +23,7 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.exact import Exact, Posterior, Statistics
 from ppvae.gaussian import factor_log_marginal, factor_moments, factor_posterior, factor_regression, shifted_factor_moments
-from ppvae.linear_gaussian import check_table
+from ppvae.linear_gaussian import check_table, degrees_of_freedom
 from ppvae.messages import unknown
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
@@ -150,8 +150,8 @@ class _Mixture(Model):
         return {"weights": theta.weights, "means": theta.means, "covariances": covariances}
 
     def degrees_of_freedom(self, theta: Parameters) -> int:
-        """All numbers, less the L (L - 1) / 2 of a rotation in each component."""
-        return theta.degrees_of_freedom() - self.n_components * self.n_latents * (self.n_latents - 1) // 2
+        """All numbers, less the L (L - 1) / 2 of a rotation in each component, whose covariance has D (D + 1) / 2 at the most."""
+        return degrees_of_freedom(theta, "noise_variances")
 
 
 class MixturePPCA(_Mixture):

@@ -23,7 +23,7 @@ from torch.distributions import constraints
 
 from ppvae.data import Batch, Data
 from ppvae.exact import Statistics
-from ppvae.linear_gaussian import LinearGaussianExact, check_table
+from ppvae.linear_gaussian import LinearGaussianExact, check_table, degrees_of_freedom
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
 
@@ -129,4 +129,4 @@ class PCA(Model):
 
     def degrees_of_freedom(self, theta: Parameters) -> int:
         """D L + D, less the L (L - 1) / 2 of a rotation."""
-        return theta.degrees_of_freedom() - self.n_latents * (self.n_latents - 1) // 2
+        return degrees_of_freedom(theta, "noise_variance")

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.exact import Exact
 from ppvae.guides import Family
-from ppvae.linear_gaussian import LinearGaussianExact, check_table
+from ppvae.linear_gaussian import LinearGaussianExact, check_table, degrees_of_freedom
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
 
@@ -96,4 +96,4 @@ class PPCA(Model):
 
     def degrees_of_freedom(self, theta: Parameters) -> int:
         """D L + 1 + D, less the L (L - 1) / 2 of a rotation."""
-        return theta.degrees_of_freedom() - self.n_latents * (self.n_latents - 1) // 2
+        return degrees_of_freedom(theta, "noise_variance")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ppvae.messages import few
+from ppvae.options import seed_of
 from ppvae.origin import Covariate, Origin, as_known, read_context
 from ppvae.patterns import Patterns
 from ppvae.tables import Names, as_array, as_frame, column_names, names_of, numbered, read_frame, read_table
@@ -324,6 +325,7 @@ class Data:
     def with_holes(self, share: float, seed: int = 0) -> "Data":
         """The same rows with a random `share` of the observed entries missing, no column wholly. Raises ValueError for a useless share."""
         check_share("what to hide is a share of the entries", share)
+        seed = seed_of(seed)
         drawn = torch.rand(self.observed.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
         hidden = (drawn < share) & self.observed
         if not hidden.any() or not (self.observed & ~hidden).any(0).all():
@@ -333,6 +335,7 @@ class Data:
     def split(self, share: float, seed: int = 0) -> tuple["Data", "Data"]:
         """(training rows, held-out rows), a random `share` of the rows held out."""
         check_share("holdout is a share of the rows", share)
+        seed = seed_of(seed)
         held = round(share * self.n_rows)
         if not 0 < held < self.n_rows:
             raise ValueError(f"holding out {share:g} of {self.n_rows} rows leaves an empty part: choose another share")

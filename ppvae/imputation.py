@@ -277,9 +277,9 @@ def bootstrapped_draws(fit: "Fit", data: Data, draws: int, seed: int) -> tuple[T
 
     tables, sizes = [], []
     for m in range(draws):
-        with seeded(seed + m, data.device) as generator:
+        with seeded((seed + m) % 2**63, data.device) as generator:
             theta = copy.deepcopy(fit.theta)
-            again = run(fit.method, fit.model, resampled(data, generator), theta, seed=seed + m, guide=fit.guide)
+            again = run(fit.method, fit.model, resampled(data, generator), theta, seed=(seed + m) % 2**63, guide=fit.guide)
             table, size = proper_draws(again, data, 1)
         tables.append(table)
         sizes.append(size)

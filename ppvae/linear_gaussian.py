@@ -28,6 +28,21 @@ def check_table(data: Data, n_latents: int) -> None:
         raise ValueError(f"n_latents={n_latents} must be below the number of features, {data.n_features}: choose fewer latents")
 
 
+def degrees_of_freedom(theta: Parameters, noise: str) -> int:
+    """The free numbers of `theta`: its `loadings` (..., D, L) count up to a rotation, and with the `noise` as a covariance at the most.
+
+    W W^T is the same for W R, which takes L (L - 1) / 2 numbers from the D L; and W W^T + Psi has D (D + 1) / 2, whatever is in it.
+    """
+    n_features, n_latents = theta.loadings.shape[-2:]
+    n_components = theta.loadings.shape[:-2].numel()
+    if "loadings" not in theta.trainable:
+        return theta.degrees_of_freedom()
+    rotations = n_latents * (n_latents - 1) // 2
+    own = n_features * n_latents - rotations + (getattr(theta, noise).numel() // n_components if noise in theta.trainable else 0)
+    beyond = max(0, own - n_features * (n_features + 1) // 2)
+    return theta.degrees_of_freedom() - n_components * (rotations + beyond)
+
+
 @dataclass(frozen=True)
 class LinearGaussianExact(Exact):
     """Posterior, marginal and EM for `loadings` (D, L), `mean` (D,) and `noise_variance` () or (D,), with any pattern of missing entries.

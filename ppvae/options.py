@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -118,6 +118,17 @@ def counted(value: Any, what: str) -> int:
     if number < 1:
         raise ValueError(f"{what} must be at least 1, not {value}")
     return number
+
+
+def seed_of(value: Any) -> int:
+    """A seed. Raises ValueError for what is no whole number from 0 up to 2^63.
+
+    >>> seed_of(7)
+    7
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < 2**63:
+        raise ValueError(f"a seed is a whole number from 0 up to 2^63, not {value!r}")
+    return int(value)
 
 
 def _kinds(cls: type) -> dict[str, Any]:

@@ -188,17 +188,9 @@ class Parameters(nn.Module):
         return [f"{name}[{', '.join(map(str, p))}]" for name in shares for p in (self.values()[name] < EMPTY).nonzero().tolist()]
 
     def degrees_of_freedom(self) -> int:
-        """How many free numbers: K - 1 for a simplex of K, D (D + 1) / 2 for a covariance, every weight of a network."""
-        free = sum(p.numel() for m in self.children() for p in m.parameters() if p.requires_grad)
-        for name in self.trainable:
-            value, constraint = getattr(self, name), self._constraints[name]
-            if isinstance(constraint, type(constraints.simplex)):
-                free += value.numel() - value.numel() // value.shape[-1]
-            elif _is_matrix(constraint):
-                free += value.numel() // value.shape[-1] * (value.shape[-1] + 1) // 2
-            else:
-                free += value.numel()
-        return free
+        """How many free numbers: K - 1 for a simplex of K, D (D + 1) / 2 for a covariance or its Cholesky factor, all of a network's."""
+        weights = {p for network in self.children() for p in network.parameters() if p.requires_grad}
+        return sum(p.numel() for p in weights) + sum(free_numbers(self._constraints[n], self.values()[n]) for n in self.trainable)
 
 
 def forget(module: nn.Module) -> None:
@@ -216,6 +208,43 @@ def detached(module: nn.Module) -> nn.Module:
     for part in module.modules():
         vars(part).update({name: value.detach() for name, value in vars(part).items() if isinstance(value, Tensor) and value.grad_fn})
     return module
+
+
+def free_numbers(constraint: constraints.Constraint, value: Tensor) -> int:
+    """The dimension of the set of values that look like this one under the constraint.
+
+    >>> free_numbers(constraints.corr_cholesky, torch.eye(3)), free_numbers(constraints.simplex, torch.ones(4, 3) / 3)
+    (3, 8)
+    """
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    differ = isinstance(constraint, constraints.cat | constraints.stack)  # parts of the value, each under a constraint of its own
+    if not constraint.event_dim and not differ:
+        return value.numel()
+    event = value if differ else value[(0,) * (value.ndim - constraint.event_dim)]
+    size = event.shape[-1]
+    if isinstance(constraint, type(constraints.simplex)):
+        own = size - 1
+    elif isinstance(constraint, type(constraints.corr_cholesky)):
+        own = size * (size - 1) // 2
+    elif isinstance(constraint, _HALVES):
+        own = size * (size + 1) // 2
+    else:
+        own = _rank(constraint, event)
+    return own * (value.numel() // event.numel())
+
+
+# Square matrices of which one half says all; covariances are symmetric too.
+_HALVES = tuple(type(one) for one in (constraints.symmetric, constraints.lower_triangular, constraints.lower_cholesky))
+
+
+def _rank(constraint: constraints.Constraint, event: Tensor) -> int:
+    """In how many directions an event moves when its unconstrained numbers do, at a point like no other."""
+    transform = transform_to(constraint)
+    raw = transform.inv(event.detach().double())
+    raw = raw + 0.1 * torch.randn(raw.shape, generator=torch.Generator().manual_seed(0), dtype=raw.dtype)
+    jacobian = torch.autograd.functional.jacobian(transform, raw)
+    return int(torch.linalg.matrix_rank(jacobian.reshape(-1, raw.numel())))
 
 
 def check_network(what: str, network: nn.Module) -> None:

@@ -1,5 +1,7 @@
 """EM: it ascends on any table, ends where it says, and says what went wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 import ppvae
 from ppvae.gaussian import mixture_moments
-from ppvae.models import GMM, PPCA, VAE, Gaussian
+from ppvae.models import GMM, PPCA, VAE, BayesianGMM, Gaussian
 
 ASCENT = 1e-10  # relative: rounding of a sum over rows in float64, as in ppvae.inference.em
 COVARIANCES = ("full", "tied", "diag", "spherical")
@@ -79,6 +81,42 @@ def test_the_history_ends_at_the_parameters(acceleration, max_steps):
     assert (fit.history.elbo == fit.history.log_likelihood).all()
     assert fit.steps == fit.history.step.iloc[-1] <= max_steps
     assert fit.history.step.iloc[0] == 0
+
+
+@pytest.mark.parametrize("acceleration", [None, "squarem", "anderson"])
+def test_what_met_the_tolerance_has_converged(acceleration):
+    """Whatever max_steps was: as many as were needed, or one from the optimum; one fewer has not, and says what may come."""
+    data, model = ppvae.load_data("faithful"), GMM(2)
+    full = ppvae.fit(model, data, ppvae.EM(acceleration=acceleration))
+    for fit in (
+        ppvae.fit(model, data, ppvae.EM(max_steps=full.steps, acceleration=acceleration)),
+        ppvae.fit(model, data, ppvae.EM(max_steps=1, acceleration=acceleration), init=full.params),
+    ):
+        assert fit.converged
+        assert fit.status == "converged: the last step gained less than 1e-10 nats per row"
+        assert fit.steps == fit.method.max_steps == fit.history.step.iloc[-1]
+    short = ppvae.fit(model, data, ppvae.EM(max_steps=full.steps // 2, acceleration=acceleration))
+    assert not short.converged
+    assert short.status.startswith(f"stopped at max_steps={full.steps // 2} before the tolerance was met: raise max_steps")
+
+
+@pytest.mark.parametrize("method", [ppvae.CAVI(), ppvae.DirectML()], ids=lambda method: method.name)
+def test_other_climbs_stop_where_they_have_converged_too(method):
+    data, bayes = ppvae.load_data("faithful"), method == ppvae.CAVI()
+    model, limit = (BayesianGMM(2), "max_sweeps") if bayes else (GMM(2), "steps")
+    full = ppvae.fit(model, data, method)
+    assert full.converged
+    again = ppvae.fit(model, data, replace(method, **{limit: full.steps}))
+    assert (again.converged, again.status, again.steps) == (True, full.status, full.steps)
+    assert not ppvae.fit(model, data, replace(method, **{limit: full.steps // 2})).converged
+
+
+def test_monte_carlo_and_online_steps_that_have_converged_say_so():
+    data, best = ppvae.load_data("faithful"), ppvae.fit(GMM(2), ppvae.load_data("faithful"))
+    assert ppvae.fit(GMM(2), data, ppvae.OnlineEM(epochs=1, batch_size=272, forgetting=0), init=best.params).converged
+    noisy = ppvae.fit(GMM(2), data, ppvae.MonteCarloEM(tolerance=0.05))
+    assert noisy.converged
+    assert ppvae.fit(GMM(2), data, ppvae.MonteCarloEM(tolerance=0.05, steps=noisy.steps)).status == noisy.status
 
 
 @pytest.mark.parametrize("acceleration", [None, "squarem", "anderson"])

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import ppvae
+from ppvae import imputation
+from ppvae.criticism import latents
 from ppvae.models import GMM, PPCA, VAE
 from ppvae.scores import Scores
 
@@ -293,3 +295,62 @@ def test_a_fit_is_frozen_and_can_be_copied(ppca, iris):
 def test_seeds_give_other_starts(iris):
     starts = [ppvae.fit(GMM(3), iris, ppvae.EM(max_steps=1), seed=seed).history.log_likelihood.iloc[0] for seed in range(4)]
     assert len(set(starts)) > 1
+
+
+def test_rows_that_hold_nothing_are_no_observations():
+    """They score 0 and change no criterion: BIC is p ln N - 2 l by hand."""
+    x = ppvae.load_data("iris").numpy()
+    blank = np.vstack([x, np.full((30, 4), np.nan)])
+    fit = ppvae.fit(ppvae.models.Gaussian(), x)
+    assert fit.bic(x) == pytest.approx(14 * np.log(150) - 2 * fit.log_likelihood(x).sum(), rel=1e-12)
+    assert fit.bic(blank) == pytest.approx(fit.bic(x), rel=1e-12)
+    assert fit.aic(blank) == pytest.approx(fit.aic(x), rel=1e-12)
+
+
+def test_fit_takes_one_method():
+    for words, named in (("em,svi", "em and svi"), ("em,svi:steps=5,cavi", "em, svi and cavi")):
+        with pytest.raises(ValueError, match=f"fit takes one method, not {named}: choose one, or use ppvae.compare for all of them"):
+            ppvae.fit(ppvae.models.GMM(2), ppvae.load_data("faithful"), words)
+
+
+SEEDED = {
+    "fit": lambda fit, data, seed: ppvae.fit(fit.model, data, ppvae.SVI(steps=1), seed=seed),
+    "log_likelihood": lambda fit, data, seed: fit.log_likelihood(data, seed=seed),
+    "elbo": lambda fit, data, seed: fit.elbo(data, seed=seed),
+    "kl": lambda fit, data, seed: fit.kl(data, seed=seed),
+    "sample": lambda fit, data, seed: fit.sample(2, seed=seed),
+    "replicate": lambda fit, data, seed: fit.replicate(data, draws=2, seed=seed),
+    "replicate new": lambda fit, data, seed: fit.replicate(data, draws=2, seed=seed, rows="new"),
+    "impute": lambda fit, data, seed: fit.impute(data, seed=seed),
+    "impute draws": lambda fit, data, seed: fit.impute(data, draws=2, seed=seed),
+    "bootstrap": lambda fit, data, seed: fit.impute(data, draws=2, seed=seed, bootstrap=True),
+    "imputation_sample_size": lambda fit, data, seed: fit.imputation_sample_size(data, seed=seed),
+    "shared_draws": lambda fit, data, seed: fit.shared_draws(2, seed=seed),
+    "shared_chains": lambda fit, data, seed: fit.shared_chains(2, seed=seed),
+    "to_arviz": lambda fit, data, seed: fit.to_arviz(data, draws=2, seed=seed),
+    "check": lambda fit, data, seed: ppvae.check(fit, data, draws=20, seed=seed),
+    "laws": lambda fit, data, seed: ppvae.laws.check(fit.model, data, seed=seed, only=[8]),
+    "examine": lambda fit, data, seed: latents.examine(fit, data, seed=seed),
+    "coverage": lambda fit, data, seed: imputation.coverage(fit, data, seed=seed),
+    "with_holes": lambda fit, data, seed: data.with_holes(0.1, seed=seed),
+    "split": lambda fit, data, seed: data.split(0.1, seed=seed),
+}
+
+
+@pytest.mark.parametrize("ask", SEEDED.values(), ids=SEEDED)
+def test_seeds_are_checked_wherever_one_is_taken(ppca, ask):
+    """Where the answer is exact too, so that a slip shows before it matters."""
+    data = ppvae.load_data("iris").take(range(30))
+    for seed in (-1, 1.5, "0", True, None, 2**63):
+        with pytest.raises(ValueError, match=r"a seed is a whole number from 0 up to 2\^63, not"):
+            ask(ppca, data, seed)
+    ask(ppca, data, np.int64(3))
+
+
+@pytest.mark.parametrize("model", [PPCA(1), ppvae.models.BayesianGMM(2)], ids=lambda model: model.name)
+def test_laws_leave_torchs_generator_as_it_was(model):
+    data = ppvae.load_data("faithful").take(range(30))
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    ppvae.laws.check(model, data, only=[2, 4, 5, 6, 7, 8, 10])
+    assert torch.equal(before, torch.get_rng_state())

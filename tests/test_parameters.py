@@ -7,8 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyro.distributions import constraints as pyro_constraints
 from torch.distributions import constraints
 
+import ppvae
+from ppvae.inference.fit import start
+from ppvae.models import PPCA, FactorAnalysis, MixtureFA, MixturePPCA
 from ppvae.parameters import Constrained, Parameters, clip_eigenvalues
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
@@ -152,6 +156,83 @@ def test_degrees_of_freedom():
     assert theta().degrees_of_freedom() == 2 + 1 + 2 * 3 + 1 + (2 * 3 + 3)
     simplexes = Parameters(a=Constrained(torch.full((4, 3), 1 / 3), constraints.simplex))
     assert simplexes.degrees_of_freedom() == 4 * 2
+
+
+EYES = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+ROW = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "value", "free"),
+    [
+        (constraints.lower_cholesky, EYES, 2 * 6),
+        (constraints.positive_semidefinite, EYES, 2 * 6),
+        (constraints.positive_definite, EYES, 2 * 6),
+        (constraints.corr_cholesky, EYES, 2 * 3),
+        (pyro_constraints.softplus_lower_cholesky, EYES, 2 * 6),
+        (pyro_constraints.unit_lower_cholesky, EYES, 2 * 3),
+        (pyro_constraints.corr_matrix, EYES, 2 * 3),
+        (constraints.independent(constraints.simplex, 1), torch.full((4, 3), 1 / 3), 4 * 2),
+        (constraints.independent(constraints.lower_cholesky, 1), EYES, 2 * 6),
+        (constraints.independent(constraints.independent(constraints.positive, 1), 1), EYES + 1, 18),
+        (constraints.real_vector, EYES, 18),
+        (constraints.simplex, torch.ones(1), 0),
+        (pyro_constraints.ordered_vector, ROW.repeat(2, 1), 6),
+        (pyro_constraints.positive_ordered_vector, ROW + 2, 3),
+        (constraints.interval(-2.0, 3.0), ROW, 3),
+        (constraints.greater_than_eq(-5.0), ROW, 3),
+        (constraints.cat([constraints.simplex, constraints.positive], -1, [3, 2]), torch.tensor([0.2, 0.3, 0.5, 1.0, 2.0]), 2 + 2),
+        (constraints.stack([constraints.simplex, constraints.real_vector], -2), torch.tensor([[0.2, 0.8], [1.0, 2.0]]), 1 + 2),
+    ],
+    ids=repr,
+)
+def test_free_numbers_under_any_constraint(constraint, value, free):
+    assert Parameters(a=Constrained(value, constraint)).degrees_of_freedom() == free
+
+
+def test_a_shared_weight_counts_once():
+    one, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    other.weight = one.weight
+    assert Parameters(encoder=one, decoder=other).degrees_of_freedom() == 6 + 3 + 3
+
+
+def dimension(model, theta) -> int:
+    """The rank of what theta makes of rows, from its unconstrained numbers: weights, means and covariances of components, by autograd."""
+
+    moving = copy.deepcopy(theta)
+    names = [name for name, p in moving.named_parameters() if p.requires_grad]
+
+    def made(*values):
+        class Of(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.theta = moving
+
+            def forward(self):
+                found = model.identifiable(self.theta)
+                shared = found.get("shared_covariance")
+                if shared is not None:
+                    found = {"mean": found["mean"], "covariance": shared + torch.diag_embed(found["noise_variance"])}
+                return torch.cat([value.flatten() for value in found.values()])
+
+        return torch.func.functional_call(Of(), {f"theta.{n}": v for n, v in zip(names, values, strict=True)}, ())
+
+    jacobian = torch.autograd.functional.jacobian(made, tuple(p.detach() for p in moving.parameters() if p.requires_grad))
+    return int(torch.linalg.matrix_rank(torch.cat([part.reshape(len(part), -1) for part in jacobian], 1), rtol=1e-9))
+
+
+LINEAR = [kind(n) for kind in (FactorAnalysis, PPCA) for n in (1, 2, 3)] + [kind(2, n) for kind in (MixtureFA, MixturePPCA) for n in (1, 3)]
+
+
+@pytest.mark.parametrize("model", LINEAR, ids=lambda model: model.describe())
+def test_rotations_and_saturation_count_for_nothing(model):
+    """As many free numbers as the dimension of what rows can look like, by the rank of a Jacobian; never more than a Gaussian's."""
+    iris = ppvae.load_data("iris")
+    theta = start(model, iris, 0)
+    components = getattr(model, "n_components", 1)
+    assert model.degrees_of_freedom(theta) == dimension(model, theta) <= components * 14 + components - 1
+    theta.freeze("loadings")
+    assert model.degrees_of_freedom(theta) == theta.degrees_of_freedom()
 
 
 def test_gradients_reach_the_unconstrained_tensors():

@@ -24,6 +24,7 @@ from ppvae.data import Batch
 from ppvae.inference.method import seeded
 from ppvae.messages import few
 from ppvae.model import Model
+from ppvae.options import seed_of
 from ppvae.parameters import Parameters
 from ppvae.program.derive import exact_forms
 from ppvae.program.given import given
@@ -243,7 +244,7 @@ def _by_draw(value: Tensor, s: int) -> Tensor:
 
 def _block_seed(seed: int, start: int) -> int:
     """Blocks of neighbouring seeds must not share their draws, as they would with seed + start."""
-    return int(np.random.SeedSequence((seed, start)).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed_of(seed), start)).generate_state(1)[0])
 
 
 def _joined(parts: Iterator[Draws], dim: int) -> Draws:

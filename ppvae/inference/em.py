@@ -91,6 +91,11 @@ class Climb:
         return self.e_steps - 1
 
     @property
+    def spent(self) -> bool:
+        """Whether all steps are taken."""
+        return self.steps == self.method.max_steps
+
+    @property
     def here(self) -> Tensor:
         return parameters_to_vector(self.free).detach().clone()
 
@@ -114,8 +119,11 @@ class Climb:
         return self.reached
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """The EM step from `vector`, itself the image of a point seen before: ascent is certain, and too small a gain ends the climb."""
-        value, statistics = self._evaluate(vector)
+        """The EM step from `vector`, itself the image of a point seen before: ascent is certain, and too small a gain ends the climb.
+
+        After the last step one more E-step says where it led, and so whether it has converged.
+        """
+        value, statistics = self.e_step(vector)
         if not value >= self.best - self.rounding * (1 + abs(value)):  # or NaN
             coarse = f", or {self.coarse} is too coarse (use dtype='float64')" if self.coarse else ""
             raise Stop(
@@ -130,12 +138,17 @@ class Climb:
             if self.coarse and self.method.tolerance < seen:
                 raise Stop(f"stopped where {self.coarse} sees no more gain ({seen:.0e} nats per row): use dtype='float64' to go on", False)
             raise Stop(f"converged: the last step gained less than {self.method.tolerance:g} nats per row", True)
+        if self.spent:
+            remedy = ": raise max_steps" if self.method.acceleration else ": raise max_steps, or accelerate"
+            raise Stop(f"stopped at max_steps={self.method.max_steps} before the tolerance was met", False, remedy)
         return self.m_step(statistics)
 
     def try_at(self, vector: Tensor) -> Tensor | None:
         """The EM step from an extrapolated `vector`; None where that is no higher than the best so far."""
+        if self.e_steps == self.method.max_steps:  # what is left is to look where the last M-step led
+            return self(self.reached)
         try:
-            value, statistics = self._evaluate(vector)
+            value, statistics = self.e_step(vector)
         except torch.linalg.LinAlgError:
             return None
         if not value > self.best:
@@ -143,13 +156,6 @@ class Climb:
         self.best = value
         self._log(value)
         return self.m_step(statistics)
-
-    def _evaluate(self, vector: Tensor) -> tuple[float, Statistics]:
-        if self.e_steps >= self.method.max_steps:
-            self._log(self.e_step(self.reached)[0])
-            remedy = ": raise max_steps" if self.method.acceleration else ": raise max_steps, or accelerate"
-            raise Stop(f"stopped at max_steps={self.method.max_steps} before the tolerance was met", False, remedy)
-        return self.e_step(vector)
 
     def _log(self, value: float) -> None:
         seconds = time.perf_counter() - self.began

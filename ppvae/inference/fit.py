@@ -59,7 +59,10 @@ def fit(
     if isinstance(method, str):
         from ppvae.registry import load_methods
 
-        (method,) = load_methods(method)
+        named = load_methods(method)
+        if len(named) > 1:
+            raise ValueError(f"fit takes one method, not {few(m.name for m in named)}: choose one, or use ppvae.compare for all of them")
+        method = named[0]
     if method is not None:
         check_method(method)
     data = prepare(model, as_data(data), device)

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from ppvae.data import Data
 from ppvae.guides import Guide
 from ppvae.messages import either, few
 from ppvae.model import Model
-from ppvae.options import Configuration
+from ppvae.options import Configuration, seed_of
 from ppvae.parameters import Parameters
 
 Progress = Callable[[int, int, str], None]
@@ -104,15 +103,14 @@ def undisturbed() -> Iterator[None]:
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[torch.Generator]:
     """Torch's generators seeded within the block and put back after it, one thread at a time; yields a CPU generator of the same seed."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
-        raise ValueError(f"a seed is a whole number from 0 up to 2^63, not {seed!r}")
+    seed = seed_of(seed)
     devices = [device] if torch.device(device).type == "cuda" else []
     with TURN, torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(int(seed))  # torch.manual_seed reaches for every kind of device that there could be
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed reaches for every kind of device that there could be
         for one in devices:
             with torch.cuda.device(one):
-                torch.cuda.manual_seed(int(seed))
-        yield torch.Generator().manual_seed(int(seed))
+                torch.cuda.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
 
 
 def floor_warning(model: Model, theta: Parameters) -> str | None:

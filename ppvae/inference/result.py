@@ -19,7 +19,7 @@ from ppvae.factors import Factors
 from ppvae.inference.method import Method, seeded
 from ppvae.messages import few, unknown
 from ppvae.model import Model
-from ppvae.options import counted
+from ppvae.options import counted, seed_of
 from ppvae.origin import from_names
 from ppvae.parameters import Parameters
 from ppvae.program.derive import Derived, exact_forms
@@ -124,7 +124,7 @@ class Fit:
         draws: 1000 by default, or all that a sampler drew; fewer of a sampler's are taken at random, each at most once. Raises ValueError
         for more than a sampler drew.
         """
-        draws = None if draws is None else counted(draws, "draws")
+        draws, seed = None if draws is None else counted(draws, "draws"), seed_of(seed)
         if not self.shared:
             return {}
         if isinstance(self.guide, Draws):
@@ -168,6 +168,7 @@ class Fit:
 
     def shared_chains(self, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
         """{site: (chains, draws, ...)}: a sampler's chains as they are; for other guides `shared_draws` as one chain."""
+        seed = seed_of(seed)
         if isinstance(self.guide, Draws):
             return {name: value.cpu().numpy() for name, value in self.guide.values.items()}
         return {name: value[np.newaxis] for name, value in self.shared_draws(draws, seed).items()}
@@ -178,7 +179,7 @@ class Fit:
         Where all rows share latents: the posterior predictive density of each row, log E_q p(x_n | shared). Raises ValueError, as all that
         takes `draws` does, for a number of them that is not whole, or below 1.
         """
-        data, draws = self.take(data), counted(draws, "draws")
+        data, draws, seed = self.take(data), counted(draws, "draws"), seed_of(seed)
         exact = self.exact_on(data)
         if exact is not None:
             return Scores(exact_log_marginal(exact, self.theta, data))
@@ -200,7 +201,7 @@ class Fit:
         a row's bound does not depend on the rows beside it, and those of the fit's own rows sum to the bound on their evidence. After CAVI
         it is the bound that was climbed, exactly.
         """
-        data, draws = self.take(data), counted(draws, "draws")
+        data, draws, seed = self.take(data), counted(draws, "draws"), seed_of(seed)
         divergence, exact = self._exact_kl(data), self.exact_on(data)
         if divergence is not None and exact is not None:
             return Scores(exact_log_marginal(exact, self.theta, data) - divergence)
@@ -237,7 +238,7 @@ class Fit:
         Where all rows share latents: an N-th of the KL to their posterior given the N rows of the fit, so that ELBO and KL of those sum to
         their log-evidence (not to the log-likelihood, which is predictive). It takes those rows to know; of others it is NaN.
         """
-        data, draws = self.take(data), counted(draws, "draws")
+        data, draws, seed = self.take(data), counted(draws, "draws"), seed_of(seed)
         divergence = self._exact_kl(data)
         if divergence is not None:
             return Scores(divergence)
@@ -325,14 +326,15 @@ class Fit:
         return self.model.degrees_of_freedom(self.theta)
 
     def bic(self, data: object) -> float:
-        """Bayesian information criterion, p ln N - 2 log-likelihood (total nats; lower is better).
+        """Bayesian information criterion, p ln N - 2 log-likelihood (total nats; lower is better), of N rows that hold something.
 
         Raises ValueError, as `aic` does, for a fit with a posterior over what all rows share, since both are about a point, and for a model
         without a density of rows.
         """
         self._refuse("bic")
         data = self.take(data)
-        return float(self.n_parameters * np.log(data.n_rows) - 2 * self.log_likelihood(data).sum())
+        rows = int(data.observed.any(1).sum())  # one in which nothing is observed is no observation
+        return float(self.n_parameters * np.log(rows) - 2 * self.log_likelihood(data).sum())
 
     def aic(self, data: object) -> float:
         """Akaike information criterion, 2 p - 2 log-likelihood (total nats; lower is better)."""
@@ -356,7 +358,7 @@ class Fit:
         """
         from ppvae.criticism.predictive import blank_batch, prior_predictive
 
-        n = counted(n, "sample: n")
+        n, seed = counted(n, "sample: n"), seed_of(seed)
         batch = blank_batch(n, len(self.trained_on.columns), self.dtype, self.device, self._context(context, n))
         seen = self.observed(batch, drawn=False)
         return seen.table(prior_predictive(self.model, self.theta, batch, seed=seed, guide=self.guide, seen=seen))[0].cpu().numpy()
@@ -413,7 +415,7 @@ class Fit:
         """
         from ppvae.criticism.predictive import posterior_predictive, prior_predictive
 
-        batch, draws = self.take(data).batch(), counted(draws, "draws")
+        batch, draws, seed = self.take(data).batch(), counted(draws, "draws"), seed_of(seed)
         kinds = {"same": posterior_predictive, "new": prior_predictive}
         if rows not in kinds:
             raise unknown("kind of rows", rows, kinds, "kinds")
@@ -435,7 +437,7 @@ class Fit:
         """
         from ppvae.imputation import impute
 
-        return impute(self, data, draws, seed, bootstrap)
+        return impute(self, data, draws, seed_of(seed), bootstrap)
 
     def imputation_sample_size(self, data: object, seed: int = 0) -> np.ndarray:
         """(N,): the effective number of draws behind each row's imputation; inf where none had to be weighted by importance."""
@@ -452,7 +454,8 @@ class Fit:
         """
         from ppvae.criticism.arviz import fit_to_arviz
 
-        return fit_to_arviz(self, self.take(data), draws=draws, seed=seed)
+        draws = None if draws is None else counted(draws, "draws")
+        return fit_to_arviz(self, self.take(data), draws=draws, seed=seed_of(seed))
 
     def save(self, folder: str | Path) -> Path:
         """Save to a new folder (JSON and safetensors, no pickle); raises ValueError if it exists."""
