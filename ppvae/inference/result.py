@@ -247,9 +247,9 @@ class Fit:
         if self.shared:
             if not self._learnt_from(data):
                 return Scores(np.full(data.n_rows, np.nan), how="unknown: what all rows share was learnt from others, so ask with those")
-            bound = self._mean_field(data)
+            climbed = self._mean_field(data)
             with seeded(seed, self.device):
-                return shared_divergence(self.program, self.guide, data, bound=None if bound is None else float(bound.mean()))
+                return shared_divergence(self.program, self.guide, data, bound=None if climbed is None else float(climbed.mean()))
         evidence, bound = self.log_likelihood(data, seed=seed), self.elbo(data, draws, seed)
         errors = [np.asarray(s.standard_error) for s in (evidence, bound) if s.standard_error is not None]
         return Scores(np.asarray(evidence) - np.asarray(bound), np.sqrt(sum(e**2 for e in errors)), f"{evidence.how} less {bound.how}")

@@ -50,7 +50,8 @@ def rows_log_likelihood(model: Model, theta: Parameters, data: Data, draws: dict
         held = {name: value.unsqueeze(1) for name, value in draws.items()}
         chunks = data.chunks(max(1, AT_ONCE // count))
         with torch.no_grad():
-            return torch.cat([log_joint(partial(model.model, theta), b, held, count, given_shared=True) for b in chunks], -1)
+            rows = [log_joint(partial(model.model, theta), b, held, count, given_shared=True).expand(count, b.size) for b in chunks]
+        return torch.cat(rows, -1)
     each = [{name: value[s] for name, value in draws.items()} for s in range(count)]
     exact = given(model, theta, data.batch(), each[0])
     return None if exact is None else torch.stack([exact_log_marginal(moved(exact, values), theta, data) for values in each])
