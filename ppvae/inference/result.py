@@ -378,7 +378,14 @@ class Fit:
 
     def observed(self, batch: Batch, drawn: bool = True) -> Observed:
         """What the story observes of such rows; drawn: whether they are rows of data, or yet to be made."""
+        if batch.context is None and self._observed_of_any.plain:
+            return self._observed_of_any
         return observed(self.model, self.theta, batch, self.trained_on.columns, None if drawn else self.trained_on.mean)
+
+    @cached_property
+    def _observed_of_any(self) -> Observed:
+        """The same of rows without a context, at the means of those that were fitted."""
+        return observed(self.model, self.theta, self._sketch.head(), self.trained_on.columns, self.trained_on.mean)
 
     def _context(self, context: object, n: int) -> Tensor | None:
         """The context of n rows to be made, (n, C); None for a fit without one."""

@@ -56,7 +56,7 @@ class Observed:
     reads: {site: (E, D), whether each entry's distribution reads each column}, where any does; a latent is one entry.
     totals: the sites whose draws, not their scores, take something from the row itself, as a number of throws.  exceeded: those that hold
     more than their multinomial draws.  latents: what the story samples.  recomputed: whether what it computes (pyro.deterministic) reads
-    the rows.
+    the rows.  plain: whether all this is so of any rows: the sites copy them whatever they hold.
     """
 
     story: str
@@ -72,6 +72,7 @@ class Observed:
     exceeded: tuple[str, ...] = ()
     latents: tuple[str, ...] = ()
     recomputed: bool = False
+    plain: bool = False
 
     def value(self, site: str, x: Tensor) -> Tensor:
         """A site's value, (..., B, *shape), in a table (..., B, D)."""
@@ -405,6 +406,7 @@ class _Trial:
             exceeded=tuple(name for name in columns if self.exceeds(self.base[name])),
             latents=tuple(self.latents),
             recomputed=any(is_computed(site) and self.moves(name) for name, site in self.base.items()),
+            plain=self.plain(columns) and not reading,
         )
 
     def entries(self, name: str, sites: Sites | None) -> Tensor | None:
@@ -429,6 +431,13 @@ class _Trial:
         own = bool((place == columns + self.width * torch.arange(ROWS, device=place.device).unsqueeze(1)).all())
         cut = _same(value, code.floor()) and (_same(here, self.rows.x[:, columns].double()) or not self.real)
         return columns.tolist() if own and (_same(value, code) or cut) else None
+
+    def plain(self, columns: dict[str, list[int]]) -> bool:
+        """Whether every column is copied on rows of codes too, to the last digit."""
+        values = {name: self.entries(name, self.coded) for name in columns}
+        return sorted(j for places in columns.values() for j in places) == list(range(self.width)) and all(
+            value is not None and _same(value, self.codes[:, columns[name]].double()) for name, value in values.items()
+        )
 
     @cached_property
     def spelling(self) -> list[tuple[Tensor, Sites | None]]:
