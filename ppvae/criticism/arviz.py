@@ -123,7 +123,8 @@ def fit_to_arviz(fit: Fit, data: Data, draws: int | None = None, seed: int = 0):
     for name in scalar:
         observed[name] = observed[name][..., 0]
         groups["posterior_predictive"][name] = groups["posterior_predictive"][name][..., 0]
-    dims, coords = {"log_marginal": ["row"]}, {"row": rows.cpu().numpy()}
+    dims: dict[str, list[str]] = {"log_marginal": ["row"]}
+    coords: dict[str, Any] = {"row": rows.cpu().numpy()}
     for name, columns in seen.columns.items():
         axis = "feature" if columns == list(range(data.n_features)) else f"{name}_feature"
         dims[name] = ["row"] if name in scalar else ["row", axis]

@@ -493,7 +493,9 @@ class _Trial:
             for j in range(self.width):
                 for start, end, there in ((self.rows.x, x, self.base), (x, self.rows.x, sites)):
                     moved = self.tried(torch.where(torch.arange(self.width, device=x.device) == j, end, start))
-                    for name, value in values.items() if moved is not None else ():
+                    if moved is None:
+                        continue
+                    for name, value in values.items():
                         found[name][:, j] |= _apart(there[name], moved[name], value).cpu()
         for columns in found.values():
             if not columns.any():  # several at once alone move it
