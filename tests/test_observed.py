@@ -233,7 +233,7 @@ def test_holes_that_come_after_the_fit_are_seen_too():
     fit, holes = started(body), TABLE[:10].copy()
     holes[:, 0] = np.nan
     for ask in (fit.log_likelihood, fit.elbo, fit.transform, fit.impute):
-        with pytest.raises(ValueError, match="the score of x moves with what stands where entries are missing"):
+        with pytest.raises(ValueError, match="the story reads entries that are missing"):
             ask(holes)
 
 
@@ -250,7 +250,7 @@ def test_rows_that_read_one_another_are_refused(kind):
     def body(theta, batch):
         pyro.sample("x", dist.Normal(MIXING[kind](batch.x) * theta.phi, 1.0).to_event(1), obs=batch.x)
 
-    with pytest.raises(ValueError, match="the score of x moves with the entries of other rows"):
+    with pytest.raises(ValueError, match="the story scores a row's 'x' otherwise among other rows"):
         started(body)
 
 
