@@ -23,7 +23,8 @@ from ppvae.parameters import Parameters
 class CVAE(VAE):
     """A VAE whose encoder and decoder are both given the row's context; the fields are `VAE`'s.
 
-    The context is numbers, `Data(x, context=...)` (N, C). Classes are given as one column each: `pandas.get_dummies(labels)`.
+    The context is numbers, `Data(x, context=...)` (N, C), or words in a frame with names. Classes may be given as one column each:
+    `pandas.get_dummies(labels)`.
 
     >>> import numpy as np, pandas as pd, ppvae
     >>> iris = ppvae.load_data("iris")

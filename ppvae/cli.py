@@ -474,10 +474,12 @@ def _model(name: str, options: list[str] | None) -> "Model":
 def _data(name: str, rescale: bool, columns: str | None, context: str | None, image_shape: str | None = None) -> "Data":
     from ppvae.registry import load_data
 
-    try:
-        shape = tuple(map(int, image_shape.split(","))) if image_shape else None
-    except ValueError as error:
-        raise ValueError(f"--image-shape takes a height and a width, such as 28,28, not {image_shape!r}") from error
+    shape = None
+    if image_shape is not None:
+        height, _, width = image_shape.partition(",")
+        if not (height.isdecimal() and width.isdecimal()):
+            raise ValueError(f"--image-shape takes a height and a width, such as 28,28, not {image_shape!r}")
+        shape = int(height), int(width)
     return load_data(name, rescale=rescale, columns=_split(columns), context=_split(context), image_shape=shape)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -150,8 +150,11 @@ class Data:
         rows = table.index if isinstance(x, pd.DataFrame | pd.Series | str | os.PathLike) else None
         self.labels = None if labels is None else _as_labels(labels, self.n_rows, rows)
         self.image_shape = None if image_shape is None else _as_image_shape(image_shape, self.n_features)
-        self.context, covariates = (None, ()) if context is None else _as_context(context, self.n_rows, rows)
-        self.origin = Origin(table.names, context=covariates)
+        self.context: Tensor | None = None
+        self.origin = Origin(table.names)
+        if context is not None:
+            self.context, covariates = _as_context(context, self.n_rows, rows)
+            self.origin = replace(self.origin, context=covariates)
         self.recipe = (
             None if context is not None or labels is not None else recipe("Data", x, columns=columns, image_shape=self.image_shape)
         )
@@ -552,7 +555,7 @@ def recipe(function: str, source: object, **options: object) -> str | None:
     return f"ppvae.{function}({', '.join(said)})"
 
 
-def _is_path(source: object) -> bool:
+def _is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(source, str | os.PathLike)
 
 

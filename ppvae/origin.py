@@ -142,7 +142,9 @@ def as_known(values: Tensor, own: Sequence[Covariate], known: Sequence[Covariate
         raise ValueError(f"{few(c.name for c in own)} may be names or places, as the context of the fit has no names: give it as an array")
     if not own or not known or tuple(own) == tuple(known):
         return values
-    places, used, lacking, columns = _places(own), set(), [], []
+    places, used = _places(own), set[int | None]()
+    lacking: list[str] = []
+    columns: list[Tensor] = []
     for covariate, names in zip(known, _names(known), strict=True):
         same = next((other for other in own if other.name == covariate.name), None)
         if same is not None and (same.words is None) != (covariate.words is None):

@@ -164,7 +164,7 @@ def completed(frame: pd.DataFrame, columns: Sequence[str], values: np.ndarray) -
         if isinstance(column.dtype, pd.StringDtype):
             frame.isetitem(place, column.where(~missing, [repr(value) for value in filled.tolist()]).array)
         elif missing.any():
-            frame.isetitem(place, _filled(column, missing, filled))
+            frame.isetitem(place, _filled(column, missing, filled).array)
     return frame
 
 
@@ -357,7 +357,7 @@ def _from_fields(array: np.ndarray) -> pd.DataFrame:
     """Rows of named fields, (N,), masked or not."""
     if array.ndim != 1:
         raise ValueError(f"rows of named fields have shape (N,), not {array.shape}: give them in a row")
-    fields = {name: array[name] for name in array.dtype.names}
+    fields = {name: array[name] for name in array.dtype.names or ()}
     return pd.DataFrame({name: _unmasked(field) if isinstance(field, np.ma.MaskedArray) else field for name, field in fields.items()})
 
 
@@ -371,7 +371,7 @@ def _from_rows(rows: Sequence[pd.Series]) -> pd.DataFrame:
     return pd.DataFrame(values, columns=labels, index=[row.name for row in rows] if named else None)
 
 
-def _from_others(source: Any) -> pd.DataFrame:
+def _from_others(source: Any) -> pd.DataFrame | None:
     """What knows itself how to become a pandas table."""
     found = source.to_pandas()
     if isinstance(found, pd.Series):
@@ -414,7 +414,9 @@ def _unmasked(array: np.ma.MaskedArray) -> np.ndarray:
     """Its entries, NaN (None among words) where they are masked."""
     if array.dtype.kind in "biuf":
         return np.ma.filled(array.astype(np.float64), np.nan)
-    return np.where(np.ma.getmaskarray(array), None, array.data.astype(object))
+    entries = array.data.astype(object)
+    entries[np.ma.getmaskarray(array)] = None
+    return entries
 
 
 def _read_file(path: Path) -> pd.DataFrame | np.ndarray:
