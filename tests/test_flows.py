@@ -75,13 +75,14 @@ def test_flows_train_and_score(kind, compile):
     copy.deepcopy(fit.theta)  # as every further method does
 
 
-@pytest.mark.parametrize("objective", ["elbo", "iwae"])
-def test_a_captured_flow_trains_as_a_plain_one(objective):
+@pytest.mark.parametrize(
+    ("kind", "objective"), [("spline autoregressive", "elbo"), ("spline autoregressive", "iwae"), ("conditional coupling", "elbo")]
+)
+def test_a_captured_flow_trains_as_a_plain_one(kind, objective):
     """Also a spline autoregressive flow, whose network is found under two names: theta must be what was trained."""
     method = ppvae.SVI(steps=10, objective=objective, particles=2)
     plain, captured = (
-        ppvae.fit(Flow("spline autoregressive"), TABLE, ppvae.SVI(**method.config() | {"compile": c}), dtype="float64")
-        for c in (False, "auto")
+        ppvae.fit(Flow(kind), TABLE, ppvae.SVI(**method.config() | {"compile": c}), dtype="float64") for c in (False, "auto")
     )
     for name, value in plain.params.items():
         np.testing.assert_allclose(captured.params[name], value, rtol=1e-9, atol=1e-12)

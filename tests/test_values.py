@@ -349,3 +349,46 @@ def test_a_fit_to_complete_rows_looks_at_the_holes_of_others():
     for ask in (fit.log_likelihood, fit.elbo, fit.impute, fit.replicate):
         with pytest.raises(ValueError, match="the story reads entries that are missing"):
             ask(holed)
+
+
+class Decoded(Story):
+    """Rows decoded by a network with dropout, which acts at random and on no row for another's sake."""
+
+    def init(self, data, generator):
+        with torch.random.fork_rng():
+            network = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 3))
+        return Parameters(network=network)
+
+    def model(self, theta, batch):
+        with batch.rows:
+            z = pyro.sample("z", dist.Normal(batch.x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(theta.network(z), 1.0).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+def test_dropout_is_no_mixing_of_rows():
+    fit = ppvae.fit(Decoded(), X, ppvae.SVI(steps=3, particles=2, compile=False))
+    assert np.array_equal(fit.elbo(X), fit.elbo(X))
+    assert fit.elbo(X)[:4] == pytest.approx(fit.elbo(X[:4]), abs=1.0)
+
+
+class Point(nn.Module):
+    """A guide that is certain of its latents, each row's from its own entries, or from those of all."""
+
+    def __init__(self, together):
+        super().__init__()
+        self.network, self.together = nn.Linear(4, 2), together
+
+    def forward(self, batch):
+        with batch.rows:
+            z = self.network(batch.x - batch.x.mean(0) if self.together else batch.x)
+            pyro.sample("z", dist.Delta(z, event_dim=1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_guide_that_is_certain_of_its_latents_is_tried_too(dtype):
+    """A point scores -inf beside itself, and a network's output for a row is rounded otherwise among other rows."""
+    data, model, method = ppvae.load_data("iris"), ppvae.models.Autoencoder(2), ppvae.SVI(steps=1, compile=False)
+    for guide in (None, Point(together=False)):
+        assert ppvae.fit(model, data, method, guide=guide, dtype=dtype).transform(data).shape == (150, 2)
+    with pytest.raises(ValueError, match="scores a row's 'z' otherwise among other rows"):
+        ppvae.fit(model, data, method, guide=Point(together=True), dtype=dtype)

@@ -24,7 +24,7 @@ from ppvae.inference.objectives import Rows, objective, reweighed_rows
 from ppvae.messages import few
 from ppvae.program.capture import CaptureError, CompileError, capture, compiled, operations, tensors_of
 from ppvae.program.derive import LOST, exact_forms, holds
-from ppvae.program.joint import is_row_site, random_sites, sites_of
+from ppvae.program.joint import AsWide, is_row_site, random_sites, sites_of
 from ppvae.program.values import moved, reads_numbers
 from ppvae.scores import exact_log_marginal
 
@@ -289,6 +289,7 @@ class Step:
     def _plain(self) -> Callable[..., Tensor]:
         """Pyro's own ELBO object at every step; the same tensor program, run line by line, where Pyro has none."""
         elbo: Any = None if self.method.reweighed else self.objective.plain(self.enumerated, self.method.draws)
+        program = AsWide()(self.program)
 
         def run(*chosen: Tensor) -> Tensor:
             with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False):
@@ -296,7 +297,7 @@ class Step:
                     loss = self.loss(self.table, self.kl_weight, *chosen)
                 else:
                     batch = picked(self.table, *chosen)
-                    loss = elbo.differentiable_loss(self.program, self.guide, batch) / batch.n_total
+                    loss = elbo.differentiable_loss(program, self.guide, batch) / batch.n_total
                 gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             self._leave(gradients)
             return loss.detach()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ppvae.data import Batch
 from ppvae.failures import MISTAKES
 from ppvae.messages import few
-from ppvae.program.joint import Program, Site, in_draws, is_row_site, per_row, random_sites
+from ppvae.program.joint import Program, Site, in_draws, is_row_site, per_row, random_sites, scored, unwrapped
 
 DRAWS = 3
 STEP = 0.3  # of every trainable number, in its own unit
@@ -96,9 +97,18 @@ def reads_numbers(program: Program, batch: Batch) -> bool:
 
 
 def _run(program: Program, batch: Batch, values: dict[str, Tensor]) -> dict[str, Site]:
-    trace = poutine.trace(poutine.condition(program, data=values)).get_trace(batch)
-    trace.compute_log_prob()
-    return random_sites(trace)
+    return compared(scored(poutine.condition(program, data=values), batch))
+
+
+def compared(trace: poutine.Trace) -> dict[str, Site]:
+    """The sites of a scored trace, a point mass scored by how far its value lies from it: beside it by rounding is not off it."""
+    sites = random_sites(trace)
+    for site in sites.values():
+        point = unwrapped(site["fn"])
+        if isinstance(point, dist.Delta):
+            off = (point.v - site["value"]).abs()
+            site["log_prob"] = -off.flatten(off.ndim - site["fn"].event_dim).sum(-1) if site["fn"].event_dim else -off
+    return sites
 
 
 def _alone(program: Program, batch: Batch, latents: dict[str, Site]) -> Alone:
@@ -163,10 +173,9 @@ def _at(
     shape = (batch.size,) if draws is None else (draws, batch.size)
     repeated = in_draws(poutine.condition(program, data=held), draws)
     try:
-        trace = poutine.trace(poutine.enum(repeated, first_available_dim=-1 - len(shape))).get_trace(batch)
-        trace.compute_log_prob()
+        trace = scored(poutine.enum(repeated, first_available_dim=-1 - len(shape)), batch)
         trace.symbolize_dims()
-        sites = random_sites(trace)
+        sites = compared(trace)
         of = {sites[name]["infer"]["_enumerate_symbol"]: place for name, place in finite.items()}
         return [(name, _chosen(site, batch, of, shape)) for name, site in sites.items()]
     except MISTAKES as error:
