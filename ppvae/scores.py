@@ -188,19 +188,25 @@ def sampled_elbo(
 
 
 def sampled_evidence(program: Program, guide: nn.Module, data: Data, draws: int = 1000, shared: bool = False) -> Scores:
-    """log p(x_n) by importance sampling from the guide (Burda et al. 2016, eq. 8), with the delta-method standard error of each row.
+    """log p(x_n) by importance sampling (Burda et al. 2016, eq. 8) from the guide and wider ones (`ppvae.program.widened`), with the
+    delta-method standard error of each row.
 
-    A lower bound in expectation; the error is only as good as the guide's tails. A story without a prior over its latents has no evidence:
-    what comes back is then log p(x_n | z) at the guide's draws, and says so. Where the rows share latents, it is each row's posterior
-    predictive density, log E_q p(x_n | shared).
+    A lower bound in expectation. A story without a prior over its latents has no evidence: what comes back is then log p(x_n | z) at the
+    guide's own draws, and says so. Where the rows share latents, it is each row's posterior predictive density, log E_q p(x_n | shared).
     """
-    weights = by_draws(lambda batch, s: weighted_draws(program, guide, batch, s)[1], data, draws, shared)
+    improper = without_prior(program, data.head(1))
+
+    def weigh(batch: Batch, s: int) -> Tensor:
+        if improper:
+            return log_weights(program, guide, batch, s, given_shared=True)
+        return weighted_draws(program, guide, batch, s)[1]
+
+    weights = by_draws(weigh, data, draws, shared)
     if shared:
         return predictive_density(weights, data)
     value, share = mean_weight(weights)
     warn_of_few(1 / share.square().sum(0), draws, data, "raise draws, or train the guide for longer")
-    spread = error_of(share, parts_of(draws))
-    improper = without_prior(program, data.head(1))
+    spread = error_of(share, None if improper else parts_of(draws))
     how = f"importance sampling, {draws} draws a row"
     if improper:
         how = f"log p(x | {improper[0]}) at the guide's {improper[0]}: no prior, no evidence"
