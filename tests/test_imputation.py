@@ -204,7 +204,7 @@ class TestDraws:
         assert np.isfinite(fit.impute(half_missing[1])).all()
 
     def test_weights_are_those_of_quadrature(self):
-        """One latent on a grid: E[x | observed] and, with the guide's density, how many of 1000 draws count."""
+        """One latent on a grid: E[x | observed] and, with the density of the guide and of the two wider ones, how many of 1000 draws count."""
         table = np.random.default_rng(0).standard_normal((12, 3)) + LOC
         table[:6, 0] = np.nan
         fit = ppvae.fit(Bent(), table, ppvae.SVI(steps=1, learning_rate=1e-12, compile=False), guide=beside_the_prior)
@@ -214,8 +214,8 @@ class TestDraws:
         posterior = np.exp(terms - terms.max(0))
         posterior /= posterior.sum(0)
         expected = (posterior[..., None] * loc).sum(0)
-        q = stats.norm.pdf(z[..., 0], 0.2, 1.3) * 18 / 4000
-        share = 1 / (posterior**2 / q).sum(0)  # (E w)^2 / E w^2 under the guide
+        q = np.mean([stats.norm.pdf(z[..., 0], 0.2, 1.3 * width) for width in (1, 2, 4)], 0) * 18 / 4000
+        share = 1 / (posterior**2 / q).sum(0)  # (E w)^2 / E w^2 under the mixture
         assert 0.1 < share.min() < 0.9
         error = np.sqrt(((posterior**2 / q)[..., None] * (loc - expected) ** 2).sum(0)[:, 0] / 1000)
         assert fit.imputation_sample_size(table)[:6] / 1000 == pytest.approx(share, rel=0.2)
