@@ -23,6 +23,7 @@ from ppvae.patterns import Patterns
 from ppvae.tables import Names, as_array, as_frame, column_names, names_of, numbered, read_frame, read_table
 from ppvae.threads import threads
 
+WHOLE = 2.0**31  # above it a whole number is a coincidence, not a group's
 STRIP = 2**18  # entries: a pass over the table works near the processor, and keeps no copy of it
 
 
@@ -413,6 +414,7 @@ class Data:
             self.image_shape,
             None if self.context is None else self.context.shape[1],
             self.origin,
+            spans=None if self.context is None else tuple(_span(column) for column in self.context.mT),
         )
 
     def __len__(self) -> int:
@@ -423,11 +425,18 @@ class Data:
         return f"Data({self.name}: {self.n_rows} rows x {self.n_features} features" + (f", {missing} missing)" if missing else ")")
 
 
+def _span(column: Tensor) -> tuple[float, float, bool]:
+    """The lowest and the highest number of a column, and whether all are whole ones that an index can hold."""
+    low, high = float(column.min()), float(column.max())
+    return low, high, max(abs(low), abs(high)) < WHOLE and bool((column == column.round()).all())
+
+
 @dataclass(frozen=True)
 class Summary:
     """The shape of a data set: enough to build a model's parameters and guide anew, and to read data that come later as these were.
 
     origin: how the table was made; None in a fit that was saved before that was kept, whose tables are taken as they are.
+    spans: of each column of the context the lowest and the highest number, and whether all are whole, as those of groups are.
     """
 
     name: str
@@ -440,6 +449,7 @@ class Summary:
     n_context: int | None = None
     origin: Origin | None = None
     digest: str | None = None  # of the rows, where the story or the guide reads their numbers
+    spans: tuple[tuple[float, float, bool], ...] | None = None
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> "Summary":
@@ -449,6 +459,8 @@ class Summary:
         if origin is not None:
             made = [Covariate(c["name"], None if c["words"] is None else tuple(c["words"])) for c in origin["context"]]
             about["origin"] = Origin(origin["names"], None if origin["range"] is None else tuple(origin["range"]), tuple(made))
+        if about.get("spans") is not None:
+            about["spans"] = tuple(tuple(span) for span in about["spans"])
         return cls(**about)
 
     @property
@@ -472,6 +484,8 @@ class Summary:
         random = np.random.default_rng(0)
         x = np.array(self.mean) + np.array(self.scale) * random.standard_normal((min(self.n_rows, 4096), len(self.columns)))
         context = None if self.n_context is None else random.standard_normal((len(x), self.n_context))
+        for column, (low, high, whole) in enumerate(self.spans or ()):  # a group that is none of the fit's would index nothing
+            context[:, column] = random.integers(int(low), int(high) + 1, len(x)) if whole else random.uniform(low, high, len(x))
         if not self.complete:
             x[0, 0] = np.nan
         return Data(x, context, self.columns, self.name, image_shape=self.image_shape)

@@ -10,6 +10,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.ops.indexing import Vindex
+from scipy import stats
+from scipy.special import logsumexp
+from torch import nn
 from torch.distributions import constraints
 
 import ppvae
@@ -352,6 +356,44 @@ def test_draws_stay_together():
     assert a.shape == (100, 1)
     assert torch.equal(b, 10 * a.unsqueeze(-1).expand(100, 1, 4))
     assert len(a.unique()) == 6
+
+
+@dataclass(frozen=True)
+class ByGroup(Model):
+    """u_g ~ N(0, 1), x_n ~ N(u_g(n), 0.5^2), the group in the context: -1 or 3 is none, and no row may be made up with it."""
+
+    how: str = "one_hot"
+
+    def init(self, data, generator):
+        return Parameters(table=nn.Embedding(3, 1).requires_grad_(False))
+
+    def model(self, theta, batch):
+        u = pyro.sample("u", dist.Normal(batch.x.new_zeros(3), 1.0).to_event(1))
+        with batch.rows:
+            group = batch.context[..., 0].long()
+            if self.how == "one_hot":
+                loc = (nn.functional.one_hot(group, 3).to(u) * u).sum(-1)
+            else:
+                loc = Vindex(u)[..., group] + 0 * theta.table(group)[..., 0]
+            pyro.sample("x", dist.Normal(loc.unsqueeze(-1), 0.5).mask(batch.observed).to_event(1), obs=batch.x)
+
+
+@pytest.mark.parametrize("how", ["one_hot", "embedding"])
+def test_groups_in_the_context_stay_groups(how, tmp_path):
+    """Whatever a fit is asked, also after it was saved, the story never meets a group that the data lack."""
+    rng = np.random.default_rng(0)
+    group = np.arange(30) % 3
+    data = ppvae.Data((np.array([-1.0, 0.0, 2.0])[group] + 0.5 * rng.standard_normal(30))[:, None], context=group)
+    fit = ppvae.fit(ByGroup(how), data, ppvae.SVI(steps=30, compile=False), dtype="float64")
+    again = ppvae.load(fit.save(tmp_path / "fit"))
+    for one in (fit, again):
+        found = one.log_likelihood(data, draws=200)
+        drawn = one.shared_draws(200)["u"][:, group]
+        density = stats.norm.logpdf(data.numpy()[:, 0], drawn, 0.5)
+        assert np.asarray(found) == pytest.approx(logsumexp(density, 0) - log(200))
+        assert one.sample(5, context=[2.0]).shape == (5, 1)
+        assert one.replicate(data, draws=2).shape == (2, 30, 1)
+        assert np.isfinite(one.elbo(data)).all()
 
 
 @dataclass(frozen=True)
