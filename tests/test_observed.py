@@ -354,21 +354,22 @@ class TestSplitColumns:
 
 
 def test_laws_try_each_kind_of_column():
-    """A mask that is forgotten at the classes alone fails law 8; so does one at the numbers alone."""
+    """A mask that is forgotten at the classes alone fails law 8, so does one at the numbers alone, and classes whose scores do not sum to 1."""
     mixed = np.column_stack([TABLE[:, :2], RANDOM.integers(0, 2, size=(200, 1))])
 
-    def story(forgotten):
+    def story(forgotten, power=1.0):
         def body(theta, batch):
             masks = [
                 torch.ones_like(m) if part == forgotten else m for part, m in enumerate((batch.observed[..., :2], batch.observed[..., 2]))
             ]
             z = pyro.sample("z", dist.Normal(batch.x.new_zeros(1), 1.0).to_event(1))
             pyro.sample("numbers", dist.Normal(theta.mean[:2] + z, 1.0).mask(masks[0]).to_event(1), obs=batch.x[..., :2])
-            pyro.sample("class", dist.Categorical(theta.classes[0]).mask(masks[1]), obs=batch.x[..., 2])
+            with pyro.poutine.scale(scale=power):
+                pyro.sample("class", dist.Categorical(theta.classes[0]).mask(masks[1]), obs=batch.x[..., 2])
 
         return ppvae.laws.check(Story(body), mixed, only=[8])[8]
 
-    assert [story(None), story(0), story(1)] == ["holds", "fails", "fails"]
+    assert [story(None), story(0), story(1), story(None, 2.0)] == ["holds", "fails", "fails", "fails"]
 
 
 def computing(theta, batch):
