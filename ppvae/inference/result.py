@@ -236,7 +236,8 @@ class Fit:
         """(N,) nats per row, KL(q(latents | x) || p(latents | x)): exact, or log-likelihood less ELBO with the error of both.
 
         Where all rows share latents: an N-th of the KL to their posterior given the N rows of the fit, so that ELBO and KL of those sum to
-        their log-evidence (not to the log-likelihood, which is predictive). It takes those rows to know; of others it is NaN.
+        their log-evidence (not to the log-likelihood, which is predictive); after CAVI, which takes the rows' latents as independent of
+        what is shared, with theirs. It takes those rows to know; of others it is NaN.
         """
         data, draws, seed = self.take(data), counted(draws, "draws"), seed_of(seed)
         divergence = self._exact_kl(data)
