@@ -354,7 +354,7 @@ class TestSplitColumns:
 
 
 def test_laws_try_each_kind_of_column():
-    """A mask that is forgotten at the classes alone fails law 8, so does one at the numbers alone, and classes whose scores do not sum to 1."""
+    """A mask forgotten at the classes alone fails law 8, so does one at the numbers alone, and classes whose scores do not sum to 1."""
     mixed = np.column_stack([TABLE[:, :2], RANDOM.integers(0, 2, size=(200, 1))])
 
     def story(forgotten, power=1.0):
