@@ -231,6 +231,9 @@ def check_destination(path: Path, frame: pd.DataFrame | None = None) -> None:
         words = [name for place, name in enumerate(column_names(frame)) if not is_numeric(frame.iloc[:, place])]
         if words:
             raise ValueError(f"an .npy file holds numbers only, and the table has others in {few(words)}: write a .csv or .parquet file")
+        rounded = [name for place, name in enumerate(column_names(frame)) if rounded_by_float64(frame.iloc[:, place])]
+        if rounded:
+            raise ValueError(f"an .npy file holds float64, which rounds whole numbers in {few(rounded)}: write a .csv or .parquet file")
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -374,9 +377,9 @@ def _from_rows(rows: Sequence[pd.Series]) -> pd.DataFrame:
 def _from_others(source: Any) -> pd.DataFrame | None:
     """What knows itself how to become a pandas table."""
     found = source.to_pandas()
-    if isinstance(found, pd.Series):
+    if isinstance(found, pd.Series) and (hasattr(source, "ndim") or isinstance(found.index, pd.RangeIndex)):
         return as_frame(found)
-    if not isinstance(found, pd.DataFrame):
+    if not isinstance(found, pd.DataFrame):  # or single values by name
         raise ValueError(f"a {type(source).__name__} of this shape is no table: give a frame, or its values as an array")
     return found
 

@@ -280,6 +280,8 @@ def test_whole_numbers_that_float64_does_not_hold_stay_as_they_were(tmp_path):
         assert frame["id"].dropna().tolist() == [large]
         write_table(frame, tmp_path / f"again_{name}")
         assert parquet.read_table(tmp_path / f"again_{name}")["id"].to_pylist() == [large, None]
+        with pytest.raises(ValueError, match="holds float64, which rounds whole numbers in id: write a"):
+            write_table(frame, tmp_path / "a.npy")
         write_table(frame, tmp_path / f"{name}.csv")
         assert (tmp_path / f"{name}.csv").read_text() == f"id,small\n{large},7\n,\n"
     (tmp_path / "c.csv").write_text(f"id,a\n{large},1\n,2\n")
