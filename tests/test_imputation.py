@@ -390,6 +390,15 @@ class TestForms:
         with pytest.warns(UserWarning, match="what is observed in x0 is rounded to float64"):
             fit.impute(np.array([[2**53 + 1, 1]]))
 
+    def test_columns_in_another_order_keep_it(self):
+        """Also where turning them twice does not bring them back."""
+        iris = ppvae.load_data("iris").with_holes(0.1)
+        fit = ppvae.fit(PPCA(1), iris, ppvae.EM(max_steps=20))
+        order = [2, 0, 1, 3]
+        turned = iris.frame().iloc[:, order]
+        np.testing.assert_array_equal(fit.impute(turned), fit.impute(iris)[:, order])
+        np.testing.assert_array_equal(fit.impute(turned, draws=2, seed=1), fit.impute(iris, draws=2, seed=1)[..., order])
+
     def test_frames_without_names(self):
         frame = pd.DataFrame(ppvae.load_data("airquality").numpy())
         whole = ppvae.fit(PPCA(1), frame, ppvae.EM(max_steps=20)).impute(frame)
