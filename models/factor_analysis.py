@@ -20,6 +20,7 @@ from ppvae.data import Batch, Data
 from ppvae.linear_gaussian import LinearGaussianExact, check_table, degrees_of_freedom
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
+from ppvae.starts import spread
 
 NOISE_FLOOR = 0.005  # of each feature's variance, as in R's factanal: nearer to zero EM hardly moves, and a Heywood case would go unnoticed
 
@@ -57,10 +58,11 @@ class FactorAnalysis(Model):
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         noise = torch.randn(data.n_features, self.n_latents, generator=generator, dtype=torch.float64).to(data.x)
+        unit = spread(data)
         return Parameters(
-            loadings=Constrained(noise * data.scale.unsqueeze(-1) / (2 * self.n_latents) ** 0.5, unit=data.scale.unsqueeze(-1)),
-            mean=Constrained(data.mean, unit=data.scale),
-            noise_variance=Constrained(data.scale.square() / 2, constraints.positive, unit=data.scale.square(), floor=NOISE_FLOOR),
+            loadings=Constrained(noise * unit.unsqueeze(-1) / (2 * self.n_latents) ** 0.5, unit=unit.unsqueeze(-1)),
+            mean=Constrained(data.mean, unit=unit),
+            noise_variance=Constrained(unit.square() / 2, constraints.positive, unit=unit.square(), floor=NOISE_FLOOR),
         )
 
     def model(self, theta: Parameters, batch: Batch) -> None:

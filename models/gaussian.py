@@ -19,6 +19,7 @@ from ppvae.exact import Exact, Posterior, Statistics
 from ppvae.gaussian import component_densities, mixture_moments, pattern_batches, pattern_rows, shifted_moments
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters, floored
+from ppvae.starts import spread
 
 FLOOR = 1e-6  # of the data's own variance
 
@@ -56,7 +57,7 @@ class GaussianExact(Exact):
         return None if data.complete else "gaussian has a closed form for complete data only"
 
     def solve(self, data: Data) -> dict[str, Tensor]:
-        return {"mean": data.mean, "covariance": floored(data.batch().covariance, data.scale.outer(data.scale), FLOOR)}
+        return {"mean": data.mean, "covariance": floored(data.batch().covariance, spread(data).outer(spread(data)), FLOOR)}
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,10 @@ class Gaussian(Model):
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         """Each column's own mean, moved by a tenth of its spread at random, and its own variance."""
-        shift = torch.randn(data.n_features, generator=generator, dtype=torch.float64).to(data.x)
+        shift, unit = torch.randn(data.n_features, generator=generator, dtype=torch.float64).to(data.x), spread(data)
         return Parameters(
-            mean=Constrained(data.mean + 0.1 * data.scale * shift, unit=data.scale),
-            covariance=Constrained(
-                data.scale.square().diag(), constraints.positive_definite, unit=data.scale.outer(data.scale), floor=FLOOR
-            ),
+            mean=Constrained(data.mean + 0.1 * unit * shift, unit=unit),
+            covariance=Constrained(unit.square().diag(), constraints.positive_definite, unit=unit.outer(unit), floor=FLOOR),
         )
 
     def model(self, theta: Parameters, batch: Batch) -> None:

@@ -24,6 +24,7 @@ from torch.distributions import constraints
 from ppvae.data import Batch, Data
 from ppvae.exact import Statistics
 from ppvae.linear_gaussian import LinearGaussianExact, check_table, degrees_of_freedom
+from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Constrained, Parameters
 
@@ -103,6 +104,13 @@ class PCA(Model):
 
     def check(self, data: Data) -> None:
         check_table(data, self.n_latents)
+        free = (data.n_observed <= self.n_latents + 1).tolist()
+        if not data.complete and any(free):
+            scarce = few(c for c, loose in zip(data.columns, free, strict=True) if loose)
+            raise ValueError(
+                f"pca with n_latents={self.n_latents} fits {self.n_latents + 1} entries of a column exactly, whatever their codes, so its "
+                f"loadings of {scarce} could be anything: leave such columns out, or use PPCA, whose noise keeps them in bounds"
+            )
 
     def init(self, data: Data, generator: torch.Generator) -> Parameters:
         variance = data.variance.mean()

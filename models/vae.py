@@ -23,7 +23,7 @@ from ppvae.messages import few, unknown
 from ppvae.model import Model
 from ppvae.networks import check_images, image_decoder, perceptron
 from ppvae.parameters import Constrained, Parameters
-from ppvae.starts import check_varies
+from ppvae.starts import check_varies, spread
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 NOISES = ("shared", "unit", "feature", "decoded")
@@ -88,7 +88,7 @@ class VAE(Model):
         if self.noise == "unit":
             one = Constrained(torch.ones_like(variance), constraints.positive)
             return Parameters(decoder=decoder, mean=mean, noise_variance=one).freeze("noise_variance")
-        unit = data.scale.square() if self.noise == "feature" else variance
+        unit = spread(data).square() if self.noise == "feature" else variance
         noise_variance = Constrained(unit / 2, constraints.positive, unit=unit, floor=NOISE_FLOOR)
         return Parameters(decoder=decoder, mean=mean, noise_variance=noise_variance)
 

@@ -23,6 +23,18 @@ def check_varies(data: Data) -> None:
         raise ValueError("every column is constant, so there is no variance to explain: give rows that differ")
 
 
+def spread(data: Data) -> Tensor:
+    """(D,): the sd of each column; of a constant one, which has none, its size, or the geometric mean of the others' sds if less.
+
+    So in other units all spreads are others by as much, also where a column holds a single entry.
+    """
+    constant = torch.tensor([c in data.constant for c in data.columns], device=data.device)
+    others = data.scale[~constant].log().mean().exp() if not constant.all() else torch.inf
+    size = data.mean.abs().clamp(max=others)
+    size = torch.where(size > 0, size, 1.0 if constant.all() else others)
+    return torch.where(constant, size, data.scale)
+
+
 @dataclass(frozen=True)
 class Partition:
     """Rows in K clusters, in the data's own units.
@@ -92,9 +104,9 @@ def _middle(data: Data, some: Data) -> tuple[Tensor, Tensor]:
     near = some.observed & ((some.x - median).abs() <= WILD * (high - low))
     count = near.sum(0).clamp(min=1)
     mean = torch.where(near, some.x, 0.0).sum(0) / count
-    spread = (torch.where(near, some.x - mean, 0.0).square().sum(0) / count).sqrt()
-    wild = (low < high) & (data.scale > WILD * spread)
-    return torch.where(wild, mean, data.mean), torch.where(wild, spread, data.scale)
+    sd, whole = (torch.where(near, some.x - mean, 0.0).square().sum(0) / count).sqrt(), spread(data)
+    wild = (low < high) & (whole > WILD * sd)
+    return torch.where(wild, mean, data.mean), torch.where(wild, sd, whole)
 
 
 def _nearest(rows: Tensor, n_components: int, seed: int) -> Tensor:

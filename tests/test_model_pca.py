@@ -88,4 +88,6 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="choose fewer latents"):
         ppvae.fit(PCA(4), ppvae.load_data("iris"))
     with pytest.raises(ValueError, match=r"use .*EM"):
-        ppvae.fit(PCA(2), HOLES, ppvae.ClosedForm())
+        ppvae.fit(PCA(2), HOLES[:, :-1], ppvae.ClosedForm())
+    with pytest.raises(ValueError, match=r"fits 3 entries of a column exactly.*x12.*use PPCA"):
+        ppvae.fit(PCA(2), HOLES)

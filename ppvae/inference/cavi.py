@@ -51,8 +51,11 @@ class CAVI(Method):
             said = {"log_likelihood": rows} if self.point else {"elbo": bound}  # points have no bound
             history.append({"step": sweep, "seconds": time.perf_counter() - began, **said})
             task.progress(sweep, self.max_sweeps, f"{bound:.6f} nats per row")
-            if not bound >= before - 1e-10 * (1 + abs(bound)):
-                status = f"the bound went from {before} to {bound} at sweep {sweep}: the model's mean_field does not belong to its story"
+            if not bound >= before - max(1e-10, 16 * torch.finfo(task.data.dtype).eps) * (1 + abs(bound)):
+                coarse = "" if task.data.dtype == torch.float64 else "use dtype='float64', or "
+                status = (
+                    f"the bound went from {before} to {bound} at sweep {sweep}: {coarse}the model's mean_field does not belong to its story"
+                )
                 break
             if bound - before < self.tolerance:
                 status, converged = f"converged: the last sweep gained less than {self.tolerance:g} nats per row", True

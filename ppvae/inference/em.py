@@ -79,6 +79,7 @@ class Climb:
         self.began, self.e_steps = time.perf_counter(), 0
         self.history: list[dict[str, float]] = []
         self.best = -math.inf
+        self.seen: Tensor | None = None  # where it is the best
         self.rounding = max(1e-10, 16 * torch.finfo(task.data.dtype).eps)  # of a log-likelihood, relative
         self.status, self.remedy, self.converged = "", "", False
         dtype = task.data.dtype
@@ -114,7 +115,11 @@ class Climb:
     @torch.no_grad()
     def m_step(self, statistics: Statistics) -> Tensor:
         """The maximiser, from statistics made at the present parameters."""
-        self.task.theta.assign(maximized(self.exact, self.task.theta, statistics))
+        try:
+            values = maximized(self.exact, self.task.theta, statistics)
+        except torch.linalg.LinAlgError as error:
+            raise self._singular() from error
+        self.task.theta.assign(values)
         self.reached = self.here
         return self.reached
 
@@ -123,15 +128,20 @@ class Climb:
 
         After the last step one more E-step says where it led, and so whether it has converged.
         """
-        value, statistics = self.e_step(vector)
+        try:
+            value, statistics = self.e_step(vector)
+        except torch.linalg.LinAlgError as error:
+            raise self._singular() from error
         if not value >= self.best - self.rounding * (1 + abs(value)):  # or NaN
             coarse = f", or {self.coarse} is too coarse (use dtype='float64')" if self.coarse else ""
+            if self.coarse and self.seen is not None:
+                self.move(self.seen)
             raise Stop(
                 f"the log-likelihood went from {self.best} to {value} nats per row at step {self.steps}: "
                 f"the model's closed forms do not belong to its story (see ppvae.laws.check){coarse}",
                 False,
             )
-        gain, self.best = value - self.best, value
+        gain, self.best, self.seen = value - self.best, value, vector
         self._log(value)
         if gain < self.method.tolerance:
             seen = torch.finfo(self.task.data.dtype).eps * abs(value)
@@ -153,9 +163,19 @@ class Climb:
             return None
         if not value > self.best:
             return None
-        self.best = value
+        self.best, self.seen = value, vector
         self._log(value)
         return self.m_step(statistics)
+
+    def _singular(self) -> Exception:
+        """The end of a climb that meets a matrix without a Cholesky factor, back where the log-likelihood is known."""
+        remedy = "use dtype='float64'" if self.coarse else "leave out columns that others determine, or try another seed"
+        if self.seen is None:
+            return ValueError(
+                f"{self.task.model.name}: a matrix of its start is singular in {str(self.task.data.dtype).removeprefix('torch.')}: {remedy}"
+            )
+        self.move(self.seen)
+        return Stop(f"stopped at step {self.steps}, where a matrix was singular (the parameters are those before it): {remedy}", False)
 
     def _log(self, value: float) -> None:
         seconds = time.perf_counter() - self.began
