@@ -152,10 +152,24 @@ def test_what_rows_share_indexed_from_the_right_is_taken(read):
     tried(of_all(read), DATA)
 
 
-@pytest.mark.parametrize("read", [lambda m, k: m[k].cumsum(1), lambda m, k: m[k].flip(1), lambda m, k: F.softmax(m[k], 1)])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda m, k: m[k].cumsum(1),
+        lambda m, k: m[k].flip(1),
+        lambda m, k: F.softmax(m[k], 1),
+        lambda m, k: m[1] + torch.zeros(*k.shape, 3) if (k == 1).all() else m[0] + torch.zeros(*k.shape, 3),  # where all rows agree
+    ],
+)
 def test_values_of_a_finite_latent_must_not_mix(read):
     with pytest.raises(ValueError, match="of_values: the story scores 'x' otherwise when all values of k come at once"):
         tried(of_values(read), PLAIN)
+
+
+def test_draws_of_a_finite_latent_must_not_mix():
+    """k comes as (values, 1) where it is summed out, and as (draws, rows) where rows are drawn or filled in: k[:, None] is right for one."""
+    with pytest.raises(ValueError, match="of_values: the story fails when several draws of its latents come at once"):
+        tried(of_values(lambda m, k: m[0] + k[:, None] * m[1]), PLAIN)
 
 
 @pytest.mark.parametrize("read", [lambda m, k: m[k].cumsum(-1), lambda m, k: Vindex(m)[k], lambda m, k: F.one_hot(k, 2).to(m) @ m])

@@ -77,7 +77,8 @@ def check_apart(program: Program, batch: Batch) -> None:
         alone = [_alone(program, batch, latents) for _ in range(DRAWS)]
         _check_rows(program, batch, alone[0])
         if any(run.finite for run in alone):
-            _check_values(program, batch, alone[0])
+            for run in (alone[0], *(_alone(program, batch, latents, value) for value in (0, 1))):
+                _check_values(program, batch, run)
         if latents:
             _check_draws(program, batch, alone, [n for n, site in latents.items() if not is_row_site(site)])
 
@@ -111,13 +112,16 @@ def compared(trace: poutine.Trace) -> dict[str, Site]:
     return sites
 
 
-def _alone(program: Program, batch: Batch, latents: dict[str, Site]) -> Alone:
+def _alone(program: Program, batch: Batch, latents: dict[str, Site], value: int | None = None) -> Alone:
+    """value: the one that all rows take of their finite latents, by its place; None: each row one of its own."""
     finite, held = {}, {}
     for name, site in latents.items():
         if is_row_site(site) and site["infer"].get("enumerate") == "parallel":
             support = site["fn"].enumerate_support(expand=False)
             support = support.reshape(len(support), *site["fn"].event_shape)
             finite[name] = torch.randint(len(support), (batch.size,), device=batch.x.device)
+            if value is not None:
+                finite[name].fill_(value % len(support))
             held[name] = support[finite[name]]
     sites = _run(program, batch, held)
     scores = {name: per_row(site, batch).expand(batch.size) for name, site in sites.items()}
@@ -158,12 +162,14 @@ def _check_draws(program: Program, batch: Batch, runs: list[Alone], shared: list
             "index from the right, c[..., 0], by each row's group with Vindex(u)[..., g], and instead of z @ w write "
             "(z.unsqueeze(-2) @ w).squeeze(-2)"
         )
-    held = {n: torch.stack([run.values[n] for run in runs]) for n in runs[0].values if n not in runs[0].finite}
-    held = {name: value.unsqueeze(1) if name in shared else value for name, value in held.items()}
+    drawn = {name: torch.stack([run.values[name] for run in runs]) for name in runs[0].values}
+    drawn = {name: value.unsqueeze(1) if name in shared else value for name, value in drawn.items()}
     finite = {name: torch.stack([run.finite[name] for run in runs]) for name in runs[0].finite}
-    for name, score in _at(program, batch, held, finite, len(runs), how, remedy):
-        if not _near(score, torch.stack([run.scores[name] for run in runs])):
-            raise Mixed(_otherwise(name, how, remedy))
+    held = {name: value for name, value in drawn.items() if name not in finite}
+    for given, summed in ((held, finite), (drawn, {})) if finite else ((held, {}),):  # finite ones are summed out, and drawn
+        for name, score in _at(program, batch, given, summed, len(runs), how, remedy):
+            if not _near(score, torch.stack([run.scores[name] for run in runs])):
+                raise Mixed(_otherwise(name, how, remedy))
 
 
 def _at(
