@@ -98,6 +98,8 @@ class BayesianGMM(Model):
 
     def check(self, data: Data) -> None:
         if data.n_rows <= self.n_components:
+            if self.n_components == 1:
+                raise ValueError("a component needs more rows than one, for a spread within it, but there is 1: give more rows")
             raise ValueError(
                 f"{self.n_components} components need more rows than that, for a spread within clusters, but there are {data.n_rows}: "
                 "ask for fewer components"

@@ -326,3 +326,8 @@ def test_a_single_component(covariance, method):
         assert np.abs((drawn.mean((0, 1)) - x.mean(0)) / x.std(0)).max() < 0.4  # of 400 draws of rows and 5 of the means
     assert fit.to_arviz(x, draws=5)["posterior_predictive"]["x"].shape == (1, 5, 80, 2)
     assert fit.predict(x).tolist() == [0] * 80
+
+
+def test_one_row_is_too_few_for_one_component():
+    with pytest.raises(ValueError, match="needs more rows than one.*: give more rows"):
+        ppvae.fit(BayesianGMM(1), [[1.0, 2.0]])
