@@ -329,5 +329,5 @@ def test_a_single_component(covariance, method):
 
 
 def test_one_row_is_too_few_for_one_component():
-    with pytest.raises(ValueError, match="needs more rows than one.*: give more rows"):
+    with pytest.raises(ValueError, match=r"needs more rows than one.*: give more rows"):
         ppvae.fit(BayesianGMM(1), [[1.0, 2.0]])
