@@ -204,7 +204,7 @@ class TestDraws:
         assert np.isfinite(fit.impute(half_missing[1])).all()
 
     def test_weights_are_those_of_quadrature(self):
-        """One latent on a grid: E[x | observed] and, with the density of the guide and of the two wider ones, how many of 1000 draws count."""
+        """One latent on a grid: E[x | observed] and, with the density of the guide and the wider ones, how many of 1000 draws count."""
         table = np.random.default_rng(0).standard_normal((12, 3)) + LOC
         table[:6, 0] = np.nan
         fit = ppvae.fit(Bent(), table, ppvae.SVI(steps=1, learning_rate=1e-12, compile=False), guide=beside_the_prior)
