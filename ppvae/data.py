@@ -483,7 +483,7 @@ class Summary:
         """Made-up rows of this shape, centre and spread, from which `init` and `guide` build tensors of the right shapes."""
         random = np.random.default_rng(0)
         x = np.array(self.mean) + np.array(self.scale) * random.standard_normal((min(self.n_rows, 4096), len(self.columns)))
-        context = None if self.n_context is None else random.standard_normal((len(x), self.n_context))
+        context: Any = None if self.n_context is None else random.standard_normal((len(x), self.n_context))
         for column, (low, high, whole) in enumerate(self.spans or ()):  # a group that is none of the fit's would index nothing
             context[:, column] = random.integers(int(low), int(high) + 1, len(x)) if whole else random.uniform(low, high, len(x))
         if not self.complete:

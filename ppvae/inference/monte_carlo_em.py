@@ -30,7 +30,7 @@ from ppvae.inference.method import Method, Outcome, Task, floor_warning
 from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters
-from ppvae.program.derive import LOST, exact_forms, holds
+from ppvae.program.derive import LOST, Derived, exact_forms, holds
 from ppvae.program.joint import log_joint
 
 M_STEPS = 20  # of L-BFGS at most: an M-step that only rises is enough (generalised EM)
@@ -75,7 +75,9 @@ class MonteCarloEM(Method):
         """A sentence for a story whose finite latents are summed out, which leaves nothing to draw; None for another."""
         theta, batch = sketched(model, data)
         exact = exact_forms(model, theta, batch)
-        return f"{model.name} sums out {few(exact.several)}, which leaves nothing to draw" if getattr(exact, "several", ()) else None
+        if not isinstance(exact, Derived) or not exact.several:
+            return None
+        return f"{model.name} sums out {few(exact.several)}, which leaves nothing to draw"
 
     def rows_at_once(self, data: Data) -> int:
         return data.n_rows * self.draws

@@ -11,16 +11,17 @@ itself, and loses what two factors that disagree by more than 745 nats say toget
 
 from collections.abc import Iterable
 from math import prod
+from typing import Any
 
 from pyro.ops import packed
-from torch import Tensor
 
+Factor = Any  # a packed tensor: a Tensor with `_pyro_dims`, a string with the symbol of each of its dims
 TABLE = 2**28  # numbers in the largest table of values side by side: 2 GiB in float64
 
 
-def eliminated(factors: list[Tensor], symbols: Iterable[str]) -> Tensor:
+def eliminated(factors: list[Factor], symbols: Iterable[str]) -> Factor:
     """log of the sum over `symbols` of exp(the sum of packed `factors`), packed. Raises ValueError where it would need a huge table."""
-    size = {symbol: n for factor in factors for symbol, n in zip(factor._pyro_dims, factor.shape, strict=True)}
+    size: dict[str, int] = {symbol: n for factor in factors for symbol, n in zip(factor._pyro_dims, factor.shape, strict=True)}
     of = {symbol: [f for f in factors if symbol in f._pyro_dims] for symbol in symbols if symbol in size}
     rest = [f for f in factors if not any(symbol in of for symbol in f._pyro_dims)]
 
@@ -50,7 +51,7 @@ def eliminated(factors: list[Tensor], symbols: Iterable[str]) -> Tensor:
     return added(rest)
 
 
-def added(factors: list[Tensor]) -> Tensor:
+def added(factors: list[Factor]) -> Factor:
     """The sum of packed factors, packed."""
     total, *others = packed.broadcast_all(*factors)
     dims = total._pyro_dims

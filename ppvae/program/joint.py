@@ -138,14 +138,14 @@ def log_sum(trace: poutine.Trace, batch: Batch, guided: Collection[str] = (), gi
 def _eliminated_rows(trace: poutine.Trace, batch: Batch, sites: list[str]) -> Tensor:
     """`row_total` with these enumerated sites summed out."""
     trace.pack_tensors()
-    factors = []
-    for site in random_sites(trace).values():
+    found, factors = random_sites(trace), []
+    for site in found.values():
         if is_row_site(site):
             factor = site["packed"]["log_prob"]
             dims, factor = factor._pyro_dims, factor / batch.scale
             factor._pyro_dims = dims
             factors.append(factor)
-    rows = packed.unpack(eliminated(factors, [trace.nodes[n]["infer"]["_enumerate_symbol"] for n in sites]), trace.symbol_to_dim)
+    rows = packed.unpack(eliminated(factors, [found[name]["infer"]["_enumerate_symbol"] for name in sites]), trace.symbol_to_dim)
     return rows.expand(torch.broadcast_shapes(rows.shape, (batch.size,)))
 
 
