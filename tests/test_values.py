@@ -167,7 +167,7 @@ def test_values_of_a_finite_latent_must_not_mix(read):
 
 
 def test_draws_of_a_finite_latent_must_not_mix():
-    """k comes as (values, 1) where it is summed out, and as (draws, rows) where rows are drawn or filled in: k[:, None] is right for one."""
+    """k comes as (values, 1) where it is summed out, and as (draws, rows) where rows are drawn or filled in: k[:, None] serves one."""
     with pytest.raises(ValueError, match="of_values: the story fails when several draws of its latents come at once"):
         tried(of_values(lambda m, k: m[0] + k[:, None] * m[1]), PLAIN)
 
