@@ -111,6 +111,54 @@ def test_scores_change_their_name_where_theta_has_bent_the_story():
         assert abs(scores.values[row] - right) < 4 * scores.standard_error[row] + 1e-3
 
 
+def test_one_row_among_many_is_looked_at():
+    """A single row of another kind, between those that a glance takes in."""
+    model, group = story(loc=lambda self, theta, z, g: theta.w * torch.where(g == 1, z.exp(), z)), np.zeros(40)
+    group[17] = 1.0
+    assert certified(model, ppvae.Data(X, context=group)) is None
+    assert certified(model, ppvae.Data(np.delete(X, 17, 0), context=np.delete(group, 17))) is not None
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ppvae.SVI(steps=150, learning_rate=0.1, compile=False),
+        ppvae.DirectML(steps=60),
+        ppvae.MonteCarloEM(steps=6),
+        ppvae.VariationalEM(rounds=4, e_steps=10, m_steps=20, learning_rate=0.1, compile=False),
+    ],
+    ids=lambda method: method.name,
+)
+def test_a_story_that_bends_on_the_way_is_found_out(method):
+    """x's mean is c, and from c = 1 on the latent's square comes in: neither at the start nor a step beside it is there anything to see."""
+
+    class Later(Story):
+        def model(self, theta, batch):
+            with batch.rows:
+                z = pyro.sample("z", dist.Normal(batch.x.new_zeros(1), 1.0).to_event(1))
+                loc = theta.c + theta.w * z + torch.relu(theta.c - 1) * z**2
+                pyro.sample("x", dist.Normal(loc, theta.s).mask(batch.observed).to_event(1), obs=batch.x)
+
+    x = X + 3.0
+    fit = ppvae.fit(Later(), x, method)
+    scores, p, z = fit.log_likelihood(x), fit.params, np.linspace(-9, 9, 4001)[:, None, None]
+    assert not fit.converged
+    if method.name == "direct_ml":  # it stays where its objective is what it says
+        assert "beyond the last point, whose parameters these are, the story has no closed forms: use SVI" in fit.status
+        assert p["c"].max() < 1
+        assert scores.exact
+    else:
+        assert p["c"].max() > 1
+        assert not scores.exact
+        assert "log_likelihood" not in fit.history or fit.history.log_likelihood.isna().all()
+    if method.name in ("svi", "monte_carlo_em"):  # which began with the closed forms
+        assert "do not hold where theta has come to" in fit.status
+    loc = p["c"] + p["w"] * z + np.maximum(p["c"] - 1, 0) * z**2
+    known = np.log((np.exp(stats.norm.logpdf(x, loc, p["s"]).sum(-1)) * stats.norm.pdf(z[..., 0])).sum(0) * 18 / 4000)
+    errors = 0.0 if scores.exact else np.asarray(scores.standard_error)
+    assert (np.abs(np.asarray(scores) - known) < 5 * errors + 0.01).all()
+
+
 def _with(batch):
     from dataclasses import replace
 

@@ -30,7 +30,8 @@ from ppvae.inference.objectives import importance_rows
 from ppvae.inference.svi import SVI, Training
 from ppvae.messages import unknown
 from ppvae.model import Model
-from ppvae.program.derive import LOST, exact_forms, holds
+from ppvae.parameters import Parameters
+from ppvae.program.derive import LOST, Derived, exact_forms, holds
 from ppvae.program.joint import is_finite, latent_sites
 from ppvae.scores import by_draws, exact_log_marginal, sampled_evidence
 
@@ -115,10 +116,13 @@ class DirectML(Method):
                     break
                 good, before = copy.deepcopy(theta.state_dict()), value
         except torch.linalg.LinAlgError:
+            beyond = copy.deepcopy(theta)
             theta.load_state_dict(good)
-            status = (
-                "stopped: the log-likelihood was no longer finite (the parameters are those of the last point); try another seed, or EM"
-            )
+            if bent(exact, beyond, data):
+                why = "beyond the last point, whose parameters these are, the story has no closed forms: use SVI"
+            else:
+                why = "the log-likelihood was no longer finite (the parameters are those of the last point); try another seed, or EM"
+            status = f"stopped: {why}"
         warning, steps = floor_warning(task.model, theta), max(0, len(history) - 1)
         if not holds(exact, theta, data.batch()):
             said = f"stopped: {LOST}, so what rose was no log-likelihood: use SVI"
@@ -151,3 +155,13 @@ class DirectML(Method):
         error = float(means.std()) / math.sqrt(REPEATS)
         said = f"the naive estimate with draws={self.draws} from the prior says {float(means.mean()):.4f} (s.e. {error:.1g}) nats per row"
         return f"{said}, {how} {truth:.4f}"
+
+
+def bent(exact: Exact, theta: Parameters, data: Data) -> bool:
+    """Whether a story has scores at theta, but no longer the closed forms that were read off it."""
+    if not isinstance(exact, Derived) or not exact.size or not all(bool(p.isfinite().all()) for p in theta.parameters()):
+        return False
+    try:
+        return not holds(exact, theta, data.batch())
+    except torch.linalg.LinAlgError:  # the story itself has none
+        return False

@@ -110,6 +110,8 @@ class NoisyClimb:
         """Climb; returns a sentence, and whether the end is settled."""
         method, theta, said, quiet, lost = self.method, self.task.theta, "", 0, False
         while True:
+            if self.exact is not None and not holds(self.exact, theta, self.task.data.batch()):
+                return f"stopped: {LOST}", False
             found = self.e_step()
             self.log(found)
             if quiet == IN_A_ROW or self.step == method.steps:
