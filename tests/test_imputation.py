@@ -21,6 +21,8 @@ import ppvae
 import ppvae.inference.fit
 from ppvae.criticism import missingness
 from ppvae.distributions import MaskedLowRankNormal, MaskedMultinomial, MaskedMultivariateNormal
+from ppvae.imputation import proper_draws
+from ppvae.inference.method import seeded
 from ppvae.models import GMM, PCA, PPCA, VAE, Die, FactorAnalysis, Gaussian, MixtureFA, MixturePPCA
 
 RANDOM = np.random.default_rng(7)
@@ -273,6 +275,20 @@ class TestCoverage:
             assert row.covered == pytest.approx((np.array(off) < stats.norm.ppf((1 + level) / 2)).mean(), abs=0.015)
             assert row.standard_error == pytest.approx(math.sqrt(level * (1 - level) / len(off)))
 
+    def test_only_entries_that_are_known_are_hidden_and_counted(self):
+        """On a table with holes of its own, from 19 draws: the 80 % interval runs from the 2nd to the 18th, at places of 1 in M + 1."""
+        air = ppvae.load_data("airquality")
+        fit = ppvae.fit(GMM(1), air, ppvae.EM(max_steps=5))
+        found = ppvae.coverage(fit, air, share=0.3, draws=19, levels=0.8, seed=3).iloc[0]
+        holes = air.with_holes(0.3, 3)
+        hidden = (air.observed & ~holes.observed).numpy()
+        with seeded(3):
+            air.with_holes(0.3, 3)
+            drawn = np.sort(proper_draws(fit, holes, 19)[0].numpy()[:, hidden], 0)
+        inside = (air.numpy()[hidden] >= drawn[1]) & (air.numpy()[hidden] <= drawn[17])
+        assert found.entries == hidden.sum()
+        assert found.covered == pytest.approx(inside.mean())
+
     def test_a_fit_that_is_too_sure_fails(self):
         fit = ppvae.fit(GMM(1), ppvae.load_data("iris"))
         rows = fit.sample(1500, seed=5)
@@ -431,8 +447,8 @@ class TestPooling:
         assert pooled.degrees_of_freedom[0] == pytest.approx(freedom)
         # Rubin 1987, section 3.3: gamma = (r + 2 / (nu + 3)) / (r + 1), r the relative increase in variance.
         assert pooled.missing_information[0] == pytest.approx((increase + 2 / (freedom + 3)) / (increase + 1))
-        low, high = pooled.interval(0.95)
-        assert low < 2 < high
+        low, high = pooled.interval(0.9)
+        assert (low[0], high[0]) == pytest.approx(stats.t(freedom, 2.0, math.sqrt(total)).interval(0.9))
         with pytest.raises(ValueError, match="between 0 and 1"):
             pooled.interval(95)
 
