@@ -289,15 +289,14 @@ class Step:
     def _plain(self) -> Callable[..., Tensor]:
         """Pyro's own ELBO object at every step; the same tensor program, run line by line, where Pyro has none."""
         elbo: Any = None if self.method.reweighed else self.objective.plain(self.enumerated, self.method.draws)
-        program = AsWide()(self.program)
 
         def run(*chosen: Tensor) -> Tensor:
-            with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False):
+            with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False), AsWide():
                 if elbo is None:
                     loss = self.loss(self.table, self.kl_weight, *chosen)
                 else:
                     batch = picked(self.table, *chosen)
-                    loss = elbo.differentiable_loss(program, self.guide, batch) / batch.n_total
+                    loss = elbo.differentiable_loss(self.program, self.guide, batch) / batch.n_total
                 gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             self._leave(gradients)
             return loss.detach()
