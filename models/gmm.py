@@ -27,6 +27,7 @@ from ppvae.starts import kmeans_partition
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 FLOOR = 1e-6  # of the variance within clusters: below it a component has collapsed onto a few rows
+REACH = 30  # sds within clusters: a step of a mean is a share of what it may have to travel, and lands within its cluster
 EMPTY = 1e-10  # rows: a component with fewer keeps its place and shape
 
 
@@ -164,7 +165,7 @@ class GMM(Model):
         support = constraints.positive_definite if self.matrices else constraints.positive
         return Parameters(
             weights=Constrained(weights, constraints.simplex),
-            means=Constrained(found.means, unit=within.sqrt()),
+            means=Constrained(found.means, unit=torch.minimum(data.scale, REACH * within.sqrt())),
             covariances=Constrained(covariances, support, unit=unit, floor=FLOOR),
         )
 
