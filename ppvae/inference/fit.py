@@ -195,10 +195,10 @@ def run(
         began = time.perf_counter()
         with seeded(seed, data.device), threads_for(method.entries(data, theta)):
             outcome = method.run(Task(model, data, theta, _copied(guide), seed, progress or (lambda done, total, note: None)))
-    for trained in (theta, outcome.guide):
-        trained.eval()  # dropout belongs to training
-    programs, few_rows = (partial(model.model, theta), outcome.guide), some_rows(data.batch())
-    digest = data.digest if any(reads_numbers(program, few_rows) for program in programs) else None
+        for trained in (theta, outcome.guide):
+            trained.eval()  # dropout belongs to training
+        programs, few_rows = (partial(model.model, theta), outcome.guide), some_rows(data.batch())
+        digest = data.digest if any(reads_numbers(program, few_rows) for program in programs) else None
     seconds = outcome.history[-1]["seconds"] if outcome.history else time.perf_counter() - began
     return Fit(
         model=model,
