@@ -212,7 +212,7 @@ def test_losses_say_what_they_are_measured_from(name, sentence, pages):
 def test_a_point_has_no_bound_and_no_spread(pages):
     text = Reader(pages["shared"]).text
     assert "There is no ELBO and no KL for CAVI(max_sweeps=3, point=True): draws and points have no density, so no bound." in text
-    assert "Of a run without an ELBO it is the log-likelihood." in text
+    assert "Thick lines are log-likelihoods" in text
     assert "means (a point)" in text
     assert "posterior sd" not in text
 

@@ -102,7 +102,7 @@ def _convergence(comparison: Comparison) -> Picture:
         how = "Each line is a run's ELBO, each marker its end; up is better. The first tenth of the steps may lie below the frame."
         how += " Dashed: held-out rows." if held else ""
         if "elbo" in comparison.absent["score"].to_list():
-            how += " Of a run without an ELBO it is the log-likelihood."
+            how += " Of a run without an ELBO it is the objective that the run climbs, which is no bound."
     alt = "Lines of each run's score against steps and against seconds"
     return responsive(alt, how, lambda columns: progress.convergence(comparison, columns), wide=2, narrow=1)
 
