@@ -23,16 +23,18 @@ def show(table: pd.DataFrame, *, rename: dict[str, str] | None = None) -> None:
     """Print a table, numbers aligned; a column NAME_se is shown as the error of NAME.
 
     Sentences fold; where the terminal leaves too little room for that, they are printed below the table, each after what its row begins
-    with.
+    with. Everything else is printed whole, wider than the terminal if need be: a number without its last digits is another number.
     """
     console = _console()
     sentences = [c for c in table.columns if table[c].astype(str).str.len().max() > LONGEST_WORD]
     rest = _draw(table.drop(columns=sentences), rename or {})
-    needed = console.measure(rest, options=console.options.update(width=1000)).maximum + len(sentences) * NARROWEST
-    if not sentences or needed <= console.width:
+    whole = console.measure(rest, options=console.options.update(width=10_000)).maximum
+    if sentences and whole + len(sentences) * NARROWEST <= console.width:
         console.print(_draw(table, rename or {}))
         return
-    console.print(rest)
+    console.print(rest, width=max(whole, console.width), crop=False, overflow="ignore")
+    if not sentences:
+        return
     beginning = table.columns[: table.columns.get_loc(sentences[0])]
     for _, row in table.iterrows():
         for sentence in filter(None, row[sentences]):

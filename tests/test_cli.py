@@ -568,3 +568,13 @@ def test_a_table_fits_the_terminal(capsys, monkeypatch):
     assert narrow.split()[:3] == ["method", "the", "score"]
     assert "2.0e-05" in narrow
     assert "em: a sentence of some length" in narrow
+
+
+def test_no_digit_is_cut_in_a_narrow_terminal(monkeypatch, capsys):
+    table = pd.DataFrame(
+        {"method": ["em", "svi"], "log_likelihood": [-1882.8883, -1886.2754], "elbo": [-1882.8883, -1890.0], "steps": [7, 3000]}
+    )
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal.show(table)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("method", "svi", "-1882.8883", "-1886.2754", "-1890.0000"))

@@ -406,3 +406,37 @@ def test_a_guide_that_is_certain_of_its_latents_is_tried_too(dtype):
         assert ppvae.fit(model, data, method, guide=guide, dtype=dtype).transform(data).shape == (150, 2)
     with pytest.raises(ValueError, match="scores a row's 'z' otherwise among other rows"):
         ppvae.fit(model, data, method, guide=Point(together=True), dtype=dtype)
+
+
+def test_a_sampler_reads_no_numbers():
+    """The draws of a sampler are taken at random: two runs that differ say nothing of the rows' numbers."""
+
+    class Mean(Story):
+        def init(self, data, generator):
+            return Parameters(s=Constrained(torch.tensor(1.0, dtype=torch.float64), constraints.positive)).freeze("s")
+
+        def model(self, theta, batch):
+            mu = pyro.sample("mu", dist.Normal(batch.x.new_zeros(3), 5.0).to_event(1))
+            with batch.rows:
+                pyro.sample("x", dist.Normal(mu, theta.s).mask(batch.observed).to_event(1), obs=batch.x)
+
+    fit = ppvae.fit(Mean(), X, ppvae.NUTS(draws=20, warmup=20, chains=1))
+    assert not fit.numbered
+    drawn = fit.shared_draws()["mu"]
+    right = np.logaddexp.reduce(stats.norm.logpdf(X[:5][:, None], drawn, 1.0).sum(-1), 1) - np.log(len(drawn))
+    assert np.abs(np.asarray(fit.log_likelihood(X[:5])) - right).max() < 1e-9
+
+
+def test_a_group_that_no_parameter_has_is_said_with_its_line():
+    model = of_all(lambda u, g, t: Vindex(u)[..., g])
+    fit = ppvae.fit(model, DATA, ppvae.SVI(steps=2, compile=False))
+    other = ppvae.Data(X, context=np.stack([GROUP + 2, np.linspace(-1, 1, 12)], 1))
+    for ask in (lambda: fit.log_likelihood(other), lambda: fit.sample(2, context=[7, 0.0])):
+        with pytest.raises(ValueError, match=r"of_all: the story fails at line \d+, .*IndexError: "):
+            ask()
+
+
+def test_posteriors_that_a_story_gives_away_keep_no_gradients():
+    fit = ppvae.fit(of_values(lambda m, k: m[k]), X, ppvae.SVI(steps=2, compile=False))
+    posterior = fit.posterior(X)
+    assert not any(t.requires_grad for t in (posterior.log_weights, posterior.loc, posterior.scale_tril, posterior.mean))

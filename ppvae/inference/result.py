@@ -27,7 +27,7 @@ from ppvae.program.given import rows_log_likelihood
 from ppvae.program.joint import Program, in_draws, is_finite, is_row_site, latent_sites, log_terms, random_sites, sites_of
 from ppvae.program.observed import Observed, observed
 from ppvae.program.read import read_guide
-from ppvae.program.story import check_holes
+from ppvae.program.story import check_holes, check_runs
 from ppvae.ranges import check_rows
 from ppvae.scores import (
     AT_ONCE,
@@ -152,8 +152,9 @@ class Fit:
         return read
 
     def _check_use(self, data: Data) -> None:
-        """Raise ValueError for holes that the story overlooks, as a fit to complete rows could not show, and, where the story or the guide
-        reads the rows' numbers, for rows that are not those of the fit."""
+        """Raise ValueError for a context that the story cannot take, for holes that it overlooks, as a fit to complete rows could not show,
+        and, where the story or the guide reads the rows' numbers, for rows that are not those of the fit."""
+        check_runs(self.model, self.theta, data.batch())
         check_holes(self.model, self.theta, data)
         if self.numbered and data.digest != self.trained_on.digest:
             raise ValueError(
@@ -361,6 +362,7 @@ class Fit:
 
         n, seed = counted(n, "sample: n"), seed_of(seed)
         batch = blank_batch(n, len(self.trained_on.columns), self.dtype, self.device, self._context(context, n))
+        check_runs(self.model, self.theta, batch)
         seen = self.observed(batch, drawn=False)
         return seen.table(prior_predictive(self.model, self.theta, batch, seed=seed, guide=self.guide, seen=seen))[0].cpu().numpy()
 
@@ -375,6 +377,7 @@ class Fit:
         if z.ndim != 2:
             raise ValueError(f"decode takes latents (n, L), not an array of shape {tuple(z.shape)}")
         batch = blank_batch(len(z), len(self.trained_on.columns), self.dtype, self.device, self._context(context, len(z)))
+        check_runs(self.model, self.theta, batch)
         return expected_rows(self.model, self.theta, batch, z, self.observed(batch, drawn=False)).cpu().numpy()
 
     def observed(self, batch: Batch, drawn: bool = True) -> Observed:

@@ -71,6 +71,11 @@ class Derived(Exact):
 
     def expand(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """mean (K, B, L), the Cholesky factor of the precision (K, B, L, L), and log p(x, k) (K, B)."""
+        mean, tril, evidence = self._expanded(theta, batch)
+        return (mean, tril, evidence) if torch.is_grad_enabled() else (mean.detach(), tril.detach(), evidence.detach())
+
+    def _expanded(self, theta: Parameters, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The same with its gradients in theta, whether or not the caller keeps any: they take gradients in z."""
         with torch.enable_grad():
             parts = self.log_joint(theta, batch, batch.x.new_zeros(1, batch.size, self.size)).shape[0]
             z = batch.x.new_zeros(parts, batch.size, self.size).requires_grad_()

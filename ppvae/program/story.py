@@ -17,7 +17,7 @@ from ppvae.messages import few
 from ppvae.model import Model
 from ppvae.parameters import Parameters, in_words
 from ppvae.program.check import unfit, weighed
-from ppvae.program.joint import Site, is_row_site, marked, random_sites, unwrapped
+from ppvae.program.joint import Site, is_row_site, marked, random_sites, sites_of, unwrapped
 from ppvae.program.observed import check_holes_unread, check_observed
 from ppvae.program.trial import tried
 from ppvae.program.values import Mixed, check_apart, moved, some_rows
@@ -89,6 +89,16 @@ def _beyond_support(sites: dict[str, Any]) -> str | None:
                 first = site["value"][~taken][0].tolist()
                 return f"{name} holds {first}, but {type(fn).__name__} takes {in_words(fn.support)}: use a distribution of such values"
     return None
+
+
+def check_runs(model: Model, theta: Parameters, batch: Batch) -> None:
+    """Raise ValueError, with the line, for a story that fails on rows of such a context: a group, say, that the fit never saw."""
+    if batch.context is None:
+        return
+    try:
+        sites_of(partial(model.model, theta), batch)
+    except MISTAKES as error:
+        raise failure(f"{model.name}: the story", model.model, error) from error
 
 
 @threads(1)
