@@ -32,7 +32,7 @@ def show(table: pd.DataFrame, *, rename: dict[str, str] | None = None) -> None:
     if sentences and whole + len(sentences) * NARROWEST <= console.width:
         console.print(_draw(table, rename or {}))
         return
-    console.print(rest, width=max(whole, console.width), crop=False, overflow="ignore")
+    Console(width=max(whole, console.width)).print(rest)
     if not sentences:
         return
     beginning = table.columns[: table.columns.get_loc(sentences[0])]
