@@ -13,6 +13,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -186,8 +187,29 @@ def _model_in(path: Path, name: str | None) -> type["Model"]:
     """The Model subclass in a user's file: the one called `name`, or the only one that the file defines."""
     from ppvae.model import Model
 
+    module = _module_of(path)
+    classes = {key: value for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Model)}
+    found = {key: cls for key, cls in classes.items() if cls.__module__ == module.__name__}
+    if not found:
+        raise ValueError(f"{path} defines no model: write a dataclass that inherits from ppvae.Model")
+    if name is None and len(found) > 1:
+        raise ValueError(f"{path} defines several models: name one of them, {path}:{next(iter(found))} (models: {', '.join(found)})")
+    if name is not None and name not in found:
+        raise unknown("model", name, found)
+    cls = found[name or next(iter(found))]
+    absent = [method for method in ("init", "model") if getattr(cls, method) is getattr(Model, method)]
+    if absent:
+        raise ValueError(f"{path}: {cls.__name__} does not define {' and '.join(absent)}: a model needs a start and a story")
+    return cls
+
+
+def _module_of(path: Path) -> ModuleType:
+    """A user's file as a module. The script that is running is there already: to run it once more would fit and save all over again."""
     if not path.is_file():
         raise ValueError(f"no such model file: {path}")
+    running = getattr(sys.modules["__main__"], "__file__", None)
+    if running is not None and Path(running).resolve() == path.resolve():
+        return sys.modules["__main__"]
     # The module must be findable while it runs, since dataclasses look there; the path's checksum keeps files of one name apart.
     spec = spec_from_file_location(f"{path.stem}_{crc32(str(path.resolve()).encode()):08x}", path)
     assert spec is not None  # the path ends in .py
@@ -204,19 +226,7 @@ def _model_in(path: Path, name: str | None) -> type["Model"]:
         if "non-frozen dataclass" not in str(error):
             raise
         raise ValueError(f"{path}: a model is a frozen dataclass: write @dataclass(frozen=True)") from error
-    classes = {key: value for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Model)}
-    found = {key: cls for key, cls in classes.items() if cls.__module__ == spec.name}
-    if not found:
-        raise ValueError(f"{path} defines no model: write a dataclass that inherits from ppvae.Model")
-    if name is None and len(found) > 1:
-        raise ValueError(f"{path} defines several models: name one of them, {path}:{next(iter(found))} (models: {', '.join(found)})")
-    if name is not None and name not in found:
-        raise unknown("model", name, found)
-    cls = found[name or next(iter(found))]
-    absent = [method for method in ("init", "model") if getattr(cls, method) is getattr(Model, method)]
-    if absent:
-        raise ValueError(f"{path}: {cls.__name__} does not define {' and '.join(absent)}: a model needs a start and a story")
-    return cls
+    return module
 
 
 # --- looking without importing ------------------------------------------------------------------------------------------------------

@@ -214,3 +214,30 @@ def test_a_foreign_folder_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"is not a saved fit: fit.json is missing"):
         ppvae.load(tmp_path)
+
+
+SCRIPT = """
+from dataclasses import dataclass
+import numpy as np, pyro, pyro.distributions as dist, ppvae
+from ppvae import Model, Parameters
+
+@dataclass(frozen=True)
+class Mine(Model):
+    def init(self, data, generator):
+        return Parameters(m=data.mean)
+    def model(self, theta, batch):
+        with batch.rows:
+            pyro.sample("x", dist.Normal(theta.m, 1.0).mask(batch.observed).to_event(1), obs=batch.x)
+
+print("running", __name__)
+x = np.arange(12.0).reshape(6, 2)
+fit = ppvae.fit(Mine(), x, ppvae.SVI(steps=2, compile=False))
+again = ppvae.load(fit.save("fit"))
+print((np.asarray(again.log_likelihood(x)) == np.asarray(fit.log_likelihood(x))).all(), type(again.model) is Mine)
+"""
+
+
+def test_a_script_that_loads_its_own_fit_runs_once(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    run = subprocess.run([sys.executable, "script.py"], check=True, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert run.stdout.split("\n") == ["running __main__", "True True", ""]
