@@ -320,7 +320,7 @@ def test_a_chain_is_summed_out_exactly(markov):
 
 
 def test_a_long_chain_costs_its_length():
-    x = np.random.default_rng(0).normal(size=(3, 300))
+    x = np.random.default_rng(0).normal(size=(3, 100))
     fit = ppvae.fit(Chain(), x, ppvae.SVI(steps=1, compile=False))
     assert np.abs(np.asarray(fit.log_likelihood(x)) - forward(x, fit.params)).max() < 1e-9
 
